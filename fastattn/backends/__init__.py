@@ -1,0 +1,137 @@
+"""Which code runs a call: one module per backend, and the choice between them.
+
+A backend module has ``NAME``, ``unavailable_reason()``, ``unsupported_reasons(call)``,
+``attention_fwd`` and ``attention_bwd``. The first one that can serve a call is chosen; the
+reference, plain torch, can serve every call and is last.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastattn.backends import cpu
+from fastattn.errors import BackendError
+
+if TYPE_CHECKING:
+    from fastattn.ops.attention import Options
+
+# Fused backends in the order in which they are tried.
+_FUSED: dict[str, ModuleType] = {cpu.NAME: cpu}
+REFERENCE = "reference"
+NAMES = (*_FUSED, REFERENCE)
+
+
+class Call(NamedTuple):
+    """What a backend needs to know of a call to say whether it can serve it."""
+
+    device_type: str
+    dtype: torch.dtype
+    head_dim: int
+    packed: bool
+    options: tuple[str, ...]  # names of the options in use
+
+
+class Explanation(NamedTuple):
+    """The choice of a backend, and why the ones before it were passed over."""
+
+    backend: str
+    call: Call
+    reasons: dict[str, list[str]]
+
+    def __str__(self) -> str:
+        options = ", ".join(self.call.options) or "none"
+        layout = "packed" if self.call.packed else "batch"
+        lines = [
+            f"backend: {self.backend}",
+            f"call: {self.call.dtype} on {self.call.device_type}, {layout} layout, "
+            f"head_dim {self.call.head_dim}, options: {options}",
+        ]
+        for name, reasons in self.reasons.items():
+            lines += [f"not {name}: {reason}" for reason in reasons]
+        return "\n".join(lines)
+
+
+def get(name: str) -> ModuleType:
+    """Returns the module of a fused backend."""
+    return _FUSED[name]
+
+
+def describe(q: Tensor, k: Tensor, options: Options) -> Call:
+    """Returns the description of a call with checked arguments."""
+    used = {
+        "key_padding_mask": options.key_padding_mask is not None,
+        "bias": options.bias is not None,
+        "window": options.window != (-1, -1),
+        "softcap": options.softcap > 0.0,
+        "alibi_slopes": options.alibi_slopes is not None,
+        "dropout_p": options.dropout_p > 0.0,
+        "grouped heads": q.shape[-2] != k.shape[-2],
+    }
+    return Call(
+        q.device.type,
+        q.dtype,
+        q.shape[-1],
+        options.cu_seqlens_q is not None,
+        tuple(name for name, in_use in used.items() if in_use),
+    )
+
+
+def unsupported_reasons(name: str, call: Call) -> list[str]:
+    """Returns why a backend cannot serve the call; nothing if it can."""
+    if name == REFERENCE:
+        return []
+    backend = _FUSED[name]
+    unavailable = backend.unavailable_reason()
+    return [unavailable] if unavailable else backend.unsupported_reasons(call)
+
+
+def select(call: Call, backend: str | None = None) -> str:
+    """Returns the name of the backend that serves the call.
+
+    Args:
+        backend: the one to use, or None for the first that can.
+
+    Raises:
+        ValueError: there is no backend of that name.
+        BackendError: it cannot serve the call; the message lists its reasons.
+    """
+    if backend is None:
+        for name in _FUSED:
+            if not unsupported_reasons(name, call):
+                return name
+        return REFERENCE
+    if backend not in NAMES:
+        known = ", ".join(f'"{name}"' for name in NAMES)
+        raise ValueError(f"attention: backend must be None or one of {known}; got {backend!r}.")
+    reasons = unsupported_reasons(backend, call)
+    if reasons:
+        raise BackendError(
+            f'attention: backend "{backend}" cannot serve this call: {"; ".join(reasons)}. '
+            "Leave backend=None to let fastattn choose one that can."
+        )
+    return backend
+
+
+def explain(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Explanation:
+    """Says which backend serves a call, and why the ones before it do not.
+
+    Takes the arguments of :func:`fastattn.attention` and computes nothing.
+
+    Returns:
+        An :class:`Explanation`; print it.
+
+    Raises:
+        ValueError, TypeError, BackendError: as :func:`fastattn.attention` does.
+    """
+    from fastattn.ops.attention import describe_call
+
+    call, backend = describe_call(q, k, v, **options)
+    chosen = select(call, backend)
+    reasons = {
+        name: unsupported_reasons(name, call) for name in NAMES[: NAMES.index(chosen)]
+    }
+    return Explanation(chosen, call, reasons)

@@ -1,0 +1,171 @@
+"""The CPU backend: fused kernels in C++, one build per instruction set."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastattn.dropout import drop_threshold
+from fastattn.ops import checks
+
+if TYPE_CHECKING:
+    from fastattn.backends import Call
+
+NAME = "cpu"
+MAX_HEAD_DIM = 256
+
+# The names of the element types in csrc/common/params.h.
+_DTYPES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+
+_load_error: str | None = None
+_C: Any = None
+if os.environ.get("FASTATTN_DISABLE_NATIVE", "0") not in ("", "0"):
+    _load_error = "the native module is switched off by FASTATTN_DISABLE_NATIVE"
+else:
+    try:
+        from fastattn import _C  # type: ignore[no-redef]
+    except ImportError as error:
+        _load_error = (
+            f"the native module fastattn._C is not there ({error}); "
+            "reinstall fastattn on a machine with a C++ compiler"
+        )
+
+
+def unavailable_reason() -> str | None:
+    """Returns why the backend cannot run on this machine, or None."""
+    return _load_error
+
+
+def unsupported_reasons(call: Call) -> list[str]:
+    """Returns why the backend cannot serve a call."""
+    reasons = []
+    if call.device_type != "cpu":
+        reasons.append(f"tensors must be on the CPU, got {call.device_type}")
+    if call.head_dim > MAX_HEAD_DIM:
+        reasons.append(f"head_dim must be at most {MAX_HEAD_DIM}, got {call.head_dim}")
+    return reasons
+
+
+def instruction_sets() -> list[str]:
+    """Returns the instruction sets that are compiled in and that this CPU has, best last."""
+    return [] if _C is None else list(_C.cpu_instruction_sets())
+
+
+def instruction_set() -> str | None:
+    """Returns the instruction set in use: the best, or FASTATTN_CPU_ISA."""
+    return None if _C is None else _C.cpu_instruction_set()
+
+
+def set_instruction_set(name: str | None) -> None:
+    """Chooses the instruction set of every later call; None: the best. For tests.
+
+    Raises:
+        ValueError: it is not compiled in, or this CPU lacks it.
+    """
+    _C.cpu_set_instruction_set(name or "")
+
+
+def _view(tensor: Tensor | None) -> tuple[int, torch.Size, tuple[int, ...]] | None:
+    """The pointer, sizes and element strides of a tensor, which is all the kernels see."""
+    return None if tensor is None else (tensor.data_ptr(), tensor.shape, tensor.stride())
+
+
+def _rows_contiguous(tensor: Tensor) -> Tensor:
+    """The kernels read along head_dim with stride 1."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def _options(
+    q: Tensor,
+    k: Tensor,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    key_padding_mask: Tensor | None,
+    bias: Tensor | None,
+    alibi_slopes: Tensor | None,
+    seed: Tensor | None,
+    max_seqlen_q: int | None,
+    max_seqlen_k: int | None,
+    softmax_scale: float,
+    softcap: float,
+    window_left: int,
+    window_right: int,
+    dropout_p: float,
+) -> tuple[Any, ...]:
+    """The options of a call in the order of the native functions."""
+    if cu_seqlens_q is not None and cu_seqlens_k is not None:
+        cu_seqlens_q, cu_seqlens_k = cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
+        checks.check_cu_seqlens_values("cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q)
+        checks.check_cu_seqlens_values("cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k)
+    return (
+        _view(cu_seqlens_q),
+        _view(cu_seqlens_k),
+        _view(key_padding_mask),
+        _view(bias),
+        _view(alibi_slopes),
+        0 if seed is None else int(seed),
+        softmax_scale,
+        softcap,
+        window_left,
+        window_right,
+        drop_threshold(dropout_p),
+        torch.get_num_threads(),
+    )
+
+
+def attention_fwd(
+    out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *options: Any
+) -> None:
+    """Fills out and lse."""
+    q, k, v = _rows_contiguous(q), _rows_contiguous(k), _rows_contiguous(v)
+    _C.cpu_attention_fwd(
+        _DTYPES[q.dtype],
+        _view(out),
+        _view(lse),
+        _view(q),
+        _view(k),
+        _view(v),
+        *_options(q, k, *options),
+    )
+
+
+def attention_bwd(
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    dbias: Tensor | None,
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *options: Any,
+) -> None:
+    """Fills dq, dk, dv, and dbias if it is given."""
+    q, k, v = _rows_contiguous(q), _rows_contiguous(k), _rows_contiguous(v)
+    dout, out = _rows_contiguous(dout), _rows_contiguous(out)
+    _C.cpu_attention_bwd(
+        _DTYPES[q.dtype],
+        _view(dq),
+        _view(dk),
+        _view(dv),
+        _view(dbias),
+        _view(dout),
+        _view(dlse),
+        _view(q),
+        _view(k),
+        _view(v),
+        _view(out),
+        _view(lse),
+        *_options(q, k, *options),
+    )

@@ -1,0 +1,26 @@
+"""The exceptions fastattn raises.
+
+    FastattnError
+    ├── BackendError (RuntimeError)   no backend can run this call; the message lists each one's reasons
+    ├── PatchError   (ValueError)     a model has nothing to patch, or cannot be patched as asked
+    └── DataError    (ValueError)     a data set or file is not what the command needs
+
+Wrong shapes and values of a single argument raise ``ValueError``, wrong types and dtypes
+``TypeError``, both plain. Each message names the argument, the rule, the value and what to do.
+"""
+
+
+class FastattnError(Exception):
+    """Base of the exceptions that are fastattn's own."""
+
+
+class BackendError(FastattnError, RuntimeError):
+    """No backend, or not the one asked for, can run the call."""
+
+
+class PatchError(FastattnError, ValueError):
+    """The model cannot be patched."""
+
+
+class DataError(FastattnError, ValueError):
+    """The data cannot be used."""

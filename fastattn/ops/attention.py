@@ -1,0 +1,229 @@
+"""``fastattn.attention``: the one operation everything else in the package is a view of."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastattn import backends, dropout, reference
+from fastattn.ops import checks
+from fastattn.ops.attention_op import attention_op
+
+
+class Options(NamedTuple):
+    """The checked arguments of a call, in the form the backends take."""
+
+    cu_seqlens_q: Tensor | None
+    cu_seqlens_k: Tensor | None
+    max_seqlen_q: int | None
+    max_seqlen_k: int | None
+    key_padding_mask: Tensor | None
+    bias: Tensor | None
+    alibi_slopes: Tensor | None
+    softmax_scale: float
+    softcap: float
+    window: tuple[int, int]
+    dropout_p: float
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    key_padding_mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    window: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    softmax_scale: float | None = None,
+    dropout_p: float = 0.0,
+    generator: torch.Generator | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Exact softmax attention that does not store the score matrix.
+
+        out = dropout(softmax(softmax_scale * q @ k.T + bias)) @ v
+
+    Two layouts. *Batch*: every sequence has the same length, padding is named by
+    ``key_padding_mask``. *Packed*: the sequences lie one after the other without padding, and
+    ``cu_seqlens_q`` says where each begins. :mod:`fastattn.reference` defines every option.
+
+    Args:
+        q: (batch, seqlen_q, num_heads, head_dim), or packed (total_q, num_heads, head_dim).
+            float32, float64, float16 or bfloat16; any strides, fastest with a contiguous last
+            dimension. Under ``torch.autocast``, q, k and v are cast to its dtype.
+        k: (batch, seqlen_k, num_heads_kv, head_dim), or packed (total_k, num_heads_kv, head_dim).
+            num_heads must be a multiple of num_heads_kv (grouped and multi-query heads).
+        v: the shape of k.
+        cu_seqlens_q: (batch + 1,) int32, 0 and the running sum of the lengths. Selects the packed
+            layout. Rows of q past its last value belong to no sequence: out = 0 there.
+        cu_seqlens_k: the same for k and v. Default: cu_seqlens_q.
+        max_seqlen_q: length of the longest sequence of q, packed layout. Default: read from
+            cu_seqlens_q, which on a GPU waits for the device.
+        max_seqlen_k: the same for k and v.
+        key_padding_mask: (batch, seqlen_k) bool, True = attend; batch layout only. What padding
+            rows of k and v hold is never read into a result, NaN included.
+        bias: broadcastable to (batch, num_heads, seqlen_q, seqlen_k), floating-point, added to the
+            scaled scores; -inf masks. Packed: the last two dimensions are (max_seqlen_q,
+            max_seqlen_k), counted from the start of each sequence. Gets a gradient.
+        causal: query i of a sequence sees keys j <= i + seqlen_k - seqlen_q.
+        window: (left, right): i + seqlen_k - seqlen_q - left <= j <= i + seqlen_k - seqlen_q +
+            right; -1 = unbounded.
+        softcap: if positive, scores become softcap * tanh(score / softcap) before the bias.
+        alibi_slopes: (num_heads,) or (batch, num_heads); subtracts
+            slope * |i + seqlen_k - seqlen_q - j| from the scores.
+        softmax_scale: factor of q @ k.T. Default: head_dim ** -0.5.
+        dropout_p: probability of dropping an attention weight, in [0, 1), realised as a multiple
+            of 1/65536. It is applied whenever it is positive: pass 0 in evaluation.
+        generator: source of the dropout seed. Default: torch's generator of the device, so
+            ``torch.manual_seed`` governs it.
+        return_lse: also return the log of the softmax's denominator.
+        backend: "cpu" or "reference"; None chooses the fastest that serves the call.
+            :func:`fastattn.explain` says which and why.
+
+    Returns:
+        out, of the shape and dtype of q. With return_lse also lse, float32 (float64 for float64
+        inputs), natural logarithm, (batch, num_heads, seqlen_q) or (num_heads, total_q);
+        differentiable. A row with no key to attend to has out = 0, lse = -inf, zero gradients.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule; the message says which.
+        BackendError: no backend, or not the one asked for, serves the call.
+
+    Products are taken in the dtype of q, softmax and sums in float32 (float64 for float64). The
+    result is deterministic, forward and backward.
+
+    Source: Dao, "FlashAttention-2", 2023, algorithms 1 and 2.
+    """
+    q, k, v = _autocast(q, k, v)
+    options = _checked_options(
+        q,
+        k,
+        v,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        max_seqlen_q=max_seqlen_q,
+        max_seqlen_k=max_seqlen_k,
+        key_padding_mask=key_padding_mask,
+        bias=bias,
+        causal=causal,
+        window=window,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+        softmax_scale=softmax_scale,
+        dropout_p=dropout_p,
+    )
+    chosen = backends.select(backends.describe(q, k, options), backend)
+    seed = dropout.draw_seed(q.device, generator) if dropout_p > 0.0 else None
+    if chosen == "reference":
+        out, lse = _reference(q, k, v, options, seed)
+    else:
+        out, lse = attention_op(q, k, v, options, seed, chosen)
+    return (out, lse) if return_lse else out
+
+
+def describe_call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    backend: str | None = None,
+    generator: torch.Generator | None = None,
+    return_lse: bool = False,
+    **options: Any,
+) -> tuple[backends.Call, str | None]:
+    """Checks the arguments of :func:`attention`; returns what decides on its backend."""
+    q, k, v = _autocast(q, k, v)
+    return backends.describe(q, k, _checked_options(q, k, v, **options)), backend
+
+
+def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Casts q, k, v as torch's own attention does under ``torch.autocast``."""
+    if not isinstance(q, Tensor) or not torch.is_autocast_enabled(q.device.type):
+        return q, k, v
+    dtype = torch.get_autocast_dtype(q.device.type)
+    q, k, v = (
+        x.to(dtype) if isinstance(x, Tensor) and x.dtype in checks.AUTOCAST_DTYPES else x
+        for x in (q, k, v)
+    )
+    return q, k, v
+
+
+def _checked_options(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    key_padding_mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    window: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    softmax_scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> Options:
+    """Checks every argument of :func:`attention` and fills in the defaults."""
+    packed = cu_seqlens_q is not None
+    checks.check_qkv(q, k, v, packed)
+    checks.check_dropout_p(dropout_p)
+    checks.check_softcap(softcap)
+    if softmax_scale is None:
+        softmax_scale = q.shape[-1] ** -0.5
+    else:
+        checks.check_softmax_scale(softmax_scale)
+    if packed:
+        cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
+        checks.check_packed(q, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+        batch_size = cu_seqlens_q.shape[0] - 1
+    else:
+        checks.check_batch_only(cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+        batch_size, max_seqlen_q, max_seqlen_k = q.shape[0], q.shape[1], k.shape[1]
+    if key_padding_mask is not None:
+        checks.check_key_padding_mask(key_padding_mask, k, packed)
+    if bias is not None:
+        if max_seqlen_q is None:
+            max_seqlen_q = reference.longest(cu_seqlens_q)
+        if max_seqlen_k is None:
+            max_seqlen_k = reference.longest(cu_seqlens_k)
+        bias = checks.check_bias(bias, q, (batch_size, q.shape[-2], max_seqlen_q, max_seqlen_k))
+        bias = bias.to(reference.statistics_dtype(q.dtype))
+    if alibi_slopes is not None:
+        alibi_slopes = checks.check_alibi_slopes(alibi_slopes, q, batch_size)
+        alibi_slopes = alibi_slopes.to(torch.float32)
+    return Options(
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        key_padding_mask,
+        bias,
+        alibi_slopes,
+        float(softmax_scale),
+        float(softcap),
+        checks.check_window(window, causal),
+        float(dropout_p),
+    )
+
+
+def _reference(
+    q: Tensor, k: Tensor, v: Tensor, options: Options, seed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The reference as a backend: plain torch, so autograd and the compiler see through it."""
+    if options.cu_seqlens_q is not None and not torch.compiler.is_compiling():
+        checks.check_cu_seqlens_on_cpu(q, k, options)
+    with torch.autocast(q.device.type, enabled=False):
+        return reference.attention(q, k, v, seed=seed, **options._asdict())

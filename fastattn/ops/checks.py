@@ -1,0 +1,303 @@
+"""Checks of what a caller passes to :func:`fastattn.attention`.
+
+Each message has one form: operation, argument, rule, the value got, what to do.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fastattn.ops.attention import Options
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# What torch.autocast converts: float64 stays as it is.
+AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _fail(kind: type[Exception], text: str) -> NoReturn:
+    raise kind(f"attention: {text}")
+
+
+def _require_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        _fail(TypeError, f"{name} must be a torch.Tensor; got {type(value).__name__}.")
+
+
+def _require_device(name: str, value: Tensor, q: Tensor) -> None:
+    if value.device != q.device:
+        _fail(
+            ValueError,
+            f"{name} must be on the device of q, {q.device}; got {value.device}. "
+            f"Move it with {name}.to(q.device).",
+        )
+
+
+def check_qkv(q: Tensor, k: Tensor, v: Tensor, packed: bool) -> None:
+    """Checks the types, devices and shapes of q, k, v against each other."""
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        _require_tensor(name, tensor)
+        if tensor.dtype not in DTYPES:
+            _fail(
+                TypeError,
+                f"{name} must be float32, float64, float16 or bfloat16; got {tensor.dtype}. "
+                f"Convert it with {name}.to(dtype).",
+            )
+        if tensor.dtype != q.dtype:
+            _fail(
+                TypeError,
+                f"{name} must have the dtype of q, {q.dtype}; got {tensor.dtype}. "
+                f"Convert it with {name}.to(q.dtype), or run under torch.autocast.",
+            )
+        _require_device(name, tensor, q)
+        if tensor.ndim != (3 if packed else 4):
+            layout = (
+                "(total, heads, head_dim), because cu_seqlens_q is given"
+                if packed
+                else "(batch, seqlen, heads, head_dim), or packed with cu_seqlens_q"
+            )
+            _fail(ValueError, f"{name} must be {layout}; got shape {tuple(tensor.shape)}.")
+    if k.shape != v.shape:
+        _fail(
+            ValueError,
+            f"v must have the shape of k, {tuple(k.shape)}; got {tuple(v.shape)}. "
+            "Values of another head_dim are not supported; pad the smaller one with zeros.",
+        )
+    if q.shape[-1] != k.shape[-1] or q.shape[-1] == 0:
+        _fail(
+            ValueError,
+            f"k must have the head_dim of q, at least 1; got head_dim {k.shape[-1]} for k and "
+            f"{q.shape[-1]} for q.",
+        )
+    num_heads, num_heads_kv = q.shape[-2], k.shape[-2]
+    if num_heads == 0 or num_heads_kv == 0 or num_heads % num_heads_kv != 0:
+        _fail(
+            ValueError,
+            "num_heads of q must be a multiple of num_heads_kv of k and v, both at least 1; got "
+            f"{num_heads} and {num_heads_kv}.",
+        )
+    if not packed and q.shape[0] != k.shape[0]:
+        _fail(
+            ValueError,
+            f"k must have the batch size of q, {q.shape[0]}; got {k.shape[0]}. "
+            "Shapes are (batch, seqlen, heads, head_dim).",
+        )
+
+
+def check_packed(
+    q: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int | None,
+    max_seqlen_k: int | None,
+) -> None:
+    """Checks what can be checked of a packed layout without reading the cumulative lengths."""
+    _check_cu_seqlens("cu_seqlens_q", cu_seqlens_q, q)
+    _check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, q)
+    if cu_seqlens_q.shape != cu_seqlens_k.shape:
+        _fail(
+            ValueError,
+            "cu_seqlens_k must name as many sequences as cu_seqlens_q, "
+            f"{cu_seqlens_q.shape[0] - 1}; got {cu_seqlens_k.shape[0] - 1}.",
+        )
+    _check_max_seqlen("max_seqlen_q", max_seqlen_q)
+    _check_max_seqlen("max_seqlen_k", max_seqlen_k)
+
+
+def check_batch_only(
+    cu_seqlens_k: Tensor | None, max_seqlen_q: int | None, max_seqlen_k: int | None
+) -> None:
+    """Checks that the arguments of the packed layout are absent from a batch."""
+    given = {
+        "cu_seqlens_k": cu_seqlens_k,
+        "max_seqlen_q": max_seqlen_q,
+        "max_seqlen_k": max_seqlen_k,
+    }
+    for name, value in given.items():
+        if value is not None:
+            _fail(
+                ValueError,
+                f"{name} must come with cu_seqlens_q, which selects the packed layout; got {name} "
+                "without it. Pass cu_seqlens_q too, or leave it out for a batch.",
+            )
+
+
+def _check_cu_seqlens(name: str, cu_seqlens: Tensor, q: Tensor) -> None:
+    _require_tensor(name, cu_seqlens)
+    if cu_seqlens.dtype != torch.int32:
+        _fail(
+            TypeError,
+            f"{name} must be int32; got {cu_seqlens.dtype}. "
+            f"Convert it with {name}.to(torch.int32).",
+        )
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
+        _fail(
+            ValueError,
+            f"{name} must have shape (batch + 1,): 0 and then the running sum of the lengths; "
+            f"got shape {tuple(cu_seqlens.shape)}.",
+        )
+    _require_device(name, cu_seqlens, q)
+
+
+def _check_max_seqlen(name: str, max_seqlen: int | None) -> None:
+    if isinstance(max_seqlen, Tensor):
+        _fail(
+            TypeError,
+            f"{name} must be an int, the length of the longest sequence; got a tensor. "
+            "Compute it where the lengths are made, with int(lengths.max()).",
+        )
+    if max_seqlen is not None and max_seqlen < 0:
+        _fail(ValueError, f"{name} must be at least 0; got {max_seqlen}.")
+
+
+def check_cu_seqlens_on_cpu(q: Tensor, k: Tensor, options: Options) -> None:
+    """Checks the values of both cumulative lengths, if they are on the CPU."""
+    cu_seqlens_q, cu_seqlens_k = options.cu_seqlens_q, options.cu_seqlens_k
+    if cu_seqlens_q is None or cu_seqlens_k is None or cu_seqlens_q.device.type != "cpu":
+        return
+    check_cu_seqlens_values("cu_seqlens_q", cu_seqlens_q, q.shape[0], options.max_seqlen_q)
+    check_cu_seqlens_values("cu_seqlens_k", cu_seqlens_k, k.shape[0], options.max_seqlen_k)
+
+
+def check_cu_seqlens_values(
+    name: str, cu_seqlens: Tensor, total: int, max_seqlen: int | None
+) -> None:
+    """Checks cumulative lengths on the CPU, where reading them costs next to nothing.
+
+    Raises:
+        ValueError: they do not start at 0, decrease, end beyond the ``total`` rows of the
+            tensor, or a sequence is longer than ``max_seqlen`` (None: any length).
+    """
+    values = cu_seqlens.tolist()
+    if values[0] != 0:
+        _fail(ValueError, f"{name} must start with 0; got {values[0]}.")
+    for index, (start, end) in enumerate(zip(values, values[1:])):
+        if end < start:
+            _fail(
+                ValueError,
+                f"{name} must not decrease; got {start} and then {end} at index {index + 1}. "
+                "It is the running sum of the lengths, starting with 0.",
+            )
+        if max_seqlen is not None and end - start > max_seqlen:
+            _fail(
+                ValueError,
+                f"max_seqlen{name.removeprefix('cu_seqlens')} must be at least the longest "
+                f"sequence; got {max_seqlen}, and sequence {index} has {end - start} rows.",
+            )
+    if values[-1] > total:
+        _fail(
+            ValueError,
+            f"{name} must end within the tensor's {total} rows; got {values[-1]} as its last "
+            "value.",
+        )
+
+
+def check_key_padding_mask(mask: Tensor, k: Tensor, packed: bool) -> None:
+    """Checks the key padding mask of a batch."""
+    _require_tensor("key_padding_mask", mask)
+    if packed:
+        _fail(
+            ValueError,
+            "key_padding_mask must be None in the packed layout, which has no padding; got a mask "
+            f"of shape {tuple(mask.shape)}. Leave the padding out of k, v and cu_seqlens_k.",
+        )
+    if mask.dtype != torch.bool:
+        _fail(
+            TypeError,
+            f"key_padding_mask must be bool, True = attend; got {mask.dtype}. "
+            "A 0/1 mask converts with mask.bool(), an additive mask belongs in bias.",
+        )
+    if mask.shape != k.shape[:2]:
+        _fail(
+            ValueError,
+            f"key_padding_mask must have shape (batch, seqlen_k) = {tuple(k.shape[:2])}; got "
+            f"{tuple(mask.shape)}. A mask of scores, (..., seqlen_q, seqlen_k), belongs in bias "
+            "as 0 and -inf.",
+        )
+    _require_device("key_padding_mask", mask, k)
+
+
+def check_bias(bias: Tensor, q: Tensor, full_shape: tuple[int, int, int, int]) -> Tensor:
+    """Returns the bias with four dimensions, each 1 or that of ``full_shape``."""
+    _require_tensor("bias", bias)
+    if not bias.dtype.is_floating_point:
+        _fail(
+            TypeError,
+            f"bias must be a floating-point tensor, added to the scores; got {bias.dtype}. "
+            "A bool mask of scores becomes torch.where(mask, 0.0, float('-inf')).",
+        )
+    _require_device("bias", bias, q)
+    fits = bias.ndim <= 4 and all(
+        size == 1 or size == full for size, full in zip(bias.shape[::-1], full_shape[::-1])
+    )
+    if not fits:
+        _fail(
+            ValueError,
+            "bias must broadcast to (batch, num_heads, seqlen_q, seqlen_k) = "
+            f"{full_shape}; got shape {tuple(bias.shape)}.",
+        )
+    return bias.reshape((1,) * (4 - bias.ndim) + tuple(bias.shape))
+
+
+def check_alibi_slopes(slopes: Tensor, q: Tensor, batch_size: int) -> Tensor:
+    """Returns the slopes as (1 or batch, num_heads)."""
+    _require_tensor("alibi_slopes", slopes)
+    if not slopes.dtype.is_floating_point:
+        _fail(TypeError, f"alibi_slopes must be floating-point; got {slopes.dtype}.")
+    _require_device("alibi_slopes", slopes, q)
+    num_heads = q.shape[-2]
+    if tuple(slopes.shape) not in ((num_heads,), (batch_size, num_heads)):
+        _fail(
+            ValueError,
+            f"alibi_slopes must have shape (num_heads,) = ({num_heads},) or (batch, num_heads) = "
+            f"({batch_size}, {num_heads}); got {tuple(slopes.shape)}.",
+        )
+    if slopes.requires_grad:
+        _fail(
+            ValueError,
+            "alibi_slopes must not require a gradient; learn a bias instead, or pass "
+            "alibi_slopes.detach().",
+        )
+    return slopes.reshape(-1, num_heads)
+
+
+def check_dropout_p(dropout_p: float) -> None:
+    """Checks the probability of dropping an attention weight."""
+    if isinstance(dropout_p, bool) or not isinstance(dropout_p, (int, float)):
+        _fail(TypeError, f"dropout_p must be a number; got {type(dropout_p).__name__}.")
+    if not 0.0 <= dropout_p < 1.0:
+        _fail(
+            ValueError,
+            f"dropout_p must be in [0, 1), the probability of dropping; got {dropout_p}.",
+        )
+
+
+def check_softcap(softcap: float) -> None:
+    """Checks the bound of the scores."""
+    if not (softcap >= 0.0 and math.isfinite(softcap)):
+        _fail(ValueError, f"softcap must be 0 (off) or positive and finite; got {softcap}.")
+
+
+def check_softmax_scale(softmax_scale: float) -> None:
+    """Checks the factor of the scores."""
+    if not math.isfinite(softmax_scale):
+        _fail(ValueError, f"softmax_scale must be finite; got {softmax_scale}.")
+
+
+def check_window(window: tuple[int, int], causal: bool) -> tuple[int, int]:
+    """Returns (left, right) with -1 for "unbounded" and causality folded into the right bound."""
+    pair = tuple(window) if isinstance(window, (tuple, list)) else ()
+    if len(pair) != 2 or not all(isinstance(x, int) and x >= -1 for x in pair):
+        _fail(
+            ValueError,
+            "window must be (left, right), two integers of at least -1, -1 = unbounded; got "
+            f"{window!r}.",
+        )
+    left, right = pair
+    return (left, 0) if causal else (left, right)
+
+
