@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ if os.environ.get("FASTATTN_DISABLE_NATIVE", "0") not in ("", "0"):
     _load_error = "the native module is switched off by FASTATTN_DISABLE_NATIVE"
 else:
     try:
-        from fastattn import _C  # type: ignore[no-redef]
+        _C = importlib.import_module("fastattn._C")
     except ImportError as error:
         _load_error = (
             f"the native module fastattn._C is not there ({error}); "
