@@ -1,0 +1,73 @@
+# One environment in $(VENV), made when a target needs it and again when what it is made from changes.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+# Number of parallel test processes; each gets one OpenMP thread so that they do not fight for cores.
+TEST_JOBS ?= auto
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+BIN := $(VENV)/bin
+# A stamp says: this set of extras is installed from the files as they are now.
+DEMO_READY := $(VENV)/.ready-finetune
+DEV_READY := $(VENV)/.ready-dev
+NATIVE_SOURCES := setup.py $(shell find csrc -type f)
+INSTALL_INPUTS := pyproject.toml constraints.txt $(NATIVE_SOURCES)
+CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+# Modules are compiled to bytecode at first import; doing it for every file of torch takes longer.
+INSTALL := $(BIN)/python -m pip install --no-compile --progress-bar off -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types build bench dist clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "make: PYTHON must be Python 3.10 or newer; got $$($(PYTHON) --version 2>&1)." \
+	       "Use make PYTHON=python3.11 (or another)."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "make: could not make a virtual environment." \
+	       "On Debian and Ubuntu: apt-get install python3-venv."; exit 1; }
+
+$(DEMO_READY): $(INSTALL_INPUTS) | $(BIN)/python
+	$(INSTALL) -e ".[finetune]"
+	@touch $@
+
+$(DEV_READY): $(INSTALL_INPUTS) | $(BIN)/python
+	$(INSTALL) -e ".[finetune,dev]"
+	@touch $(DEMO_READY) $@
+
+demo: $(DEMO_READY) ## Set up, then fine-tune BERT on IMDB reviews; options: ARGS="--epochs 2"
+	$(BIN)/fastattn finetune $(ARGS)
+
+test: $(DEV_READY) ## Set up, then run the tests; options: ARGS="-k dropout"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) $(ARGS)
+
+lint: $(DEV_READY) ## Check style and types, change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES))
+
+format: $(DEV_READY) ## Rewrite Python and C++ files in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
+
+build: ## Recompile what changed in csrc, in place, warnings as errors
+	@test -e $(DEV_READY) || $(MAKE) $(DEV_READY)
+	CMAKE_ARGS="-DFASTATTN_WERROR=ON $$CMAKE_ARGS" $(BIN)/python setup.py -q build_ext --inplace
+	@touch $(DEMO_READY) $(DEV_READY)
+
+bench: $(DEV_READY) ## Run the benchmarks; options: ARGS="-k attention"
+	$(BIN)/python -m pytest bench -p no:xdist $(ARGS)
+
+dist: $(DEV_READY) ## Build the source archive and, from it, the wheel, into dist/
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+
+clean: ## Remove the environment and everything built
+	rm -rf $(VENV) build dist *.egg-info fastattn/_C*.so
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find fastattn tests -name __pycache__ -type d -prune -exec rm -rf {} +
