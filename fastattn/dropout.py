@@ -113,7 +113,11 @@ def random_bits(
     full = (batch_size, num_heads, row_tiles, col_tiles, 8, 4)
     # (row half, column half, parity of the column, batch, head, row tile, column tile, g, t)
     halves = torch.stack(
-        [half.expand(full[:4] + (32,)).reshape(full) for w in words for half in (w & 0xFFFF, w >> 16)]
+        [
+            half.expand((*full[:4], 32)).reshape(full)
+            for w in words
+            for half in (w & 0xFFFF, w >> 16)
+        ]
     ).view(2, 2, 2, *full)
     bits = halves.permute(3, 4, 5, 0, 7, 6, 1, 8, 2)
     bits = bits.reshape(batch_size, num_heads, row_tiles * TILE, col_tiles * TILE)

@@ -14,6 +14,8 @@ score matrix is stored whole: use it where exactness matters and size does not.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -56,7 +58,7 @@ def attention(
         out, with the shape and dtype of q; lse in float32 (float64 for float64 inputs),
         (batch, num_heads, seqlen_q), or (num_heads, total_q) for packed inputs.
     """
-    options = dict(
+    options: dict[str, Any] = dict(
         softmax_scale=softmax_scale,
         bias=bias,
         window=window,
@@ -100,7 +102,8 @@ def _pad(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     index = cu_seqlens[:-1, None] + position
     valid = position < cu_seqlens.diff()[:, None]
     if len(packed) == 0:
-        return packed.new_zeros(*valid.shape, *packed.shape[1:])
+        # The empty sum is 0 and keeps the result in packed's graph.
+        return packed.new_zeros(*valid.shape, *packed.shape[1:]) + packed.sum()
     padded = packed[torch.where(valid, index, 0)]
     return torch.where(valid[:, :, None, None], padded, 0.0)
 
@@ -108,7 +111,7 @@ def _pad(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
 def _unpad(padded: Tensor, cu_seqlens: Tensor, total: int, fill: float) -> Tensor:
     """(batch, max_seqlen, ...) -> (total, ...). Rows of no sequence are ``fill``."""
     if padded.shape[0] == 0 or padded.shape[1] == 0:
-        return padded.new_full((total, *padded.shape[2:]), fill)
+        return padded.new_full((total, *padded.shape[2:]), fill) + padded.sum()
     row = torch.arange(total, device=padded.device, dtype=cu_seqlens.dtype)
     valid = row < cu_seqlens[-1]
     sequence = torch.searchsorted(cu_seqlens, row, right=True) - 1

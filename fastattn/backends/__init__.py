@@ -131,7 +131,5 @@ def explain(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Explanation:
 
     call, backend = describe_call(q, k, v, **options)
     chosen = select(call, backend)
-    reasons = {
-        name: unsupported_reasons(name, call) for name in NAMES[: NAMES.index(chosen)]
-    }
+    reasons = {name: unsupported_reasons(name, call) for name in NAMES[: NAMES.index(chosen)]}
     return Explanation(chosen, call, reasons)

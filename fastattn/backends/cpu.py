@@ -122,9 +122,7 @@ def _options(
     )
 
 
-def attention_fwd(
-    out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *options: Any
-) -> None:
+def attention_fwd(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *options: Any) -> None:
     """Fills out and lse."""
     q, k, v = _rows_contiguous(q), _rows_contiguous(k), _rows_contiguous(v)
     _C.cpu_attention_fwd(

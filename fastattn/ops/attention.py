@@ -185,7 +185,7 @@ def _checked_options(
         softmax_scale = q.shape[-1] ** -0.5
     else:
         checks.check_softmax_scale(softmax_scale)
-    if packed:
+    if cu_seqlens_q is not None:
         cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
         checks.check_packed(q, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
         batch_size = cu_seqlens_q.shape[0] - 1
@@ -195,10 +195,11 @@ def _checked_options(
     if key_padding_mask is not None:
         checks.check_key_padding_mask(key_padding_mask, k, packed)
     if bias is not None:
-        if max_seqlen_q is None:
+        if cu_seqlens_q is not None and max_seqlen_q is None:
             max_seqlen_q = reference.longest(cu_seqlens_q)
-        if max_seqlen_k is None:
+        if cu_seqlens_k is not None and max_seqlen_k is None:
             max_seqlen_k = reference.longest(cu_seqlens_k)
+        assert max_seqlen_q is not None and max_seqlen_k is not None  # set above in both layouts
         bias = checks.check_bias(bias, q, (batch_size, q.shape[-2], max_seqlen_q, max_seqlen_k))
         bias = bias.to(reference.statistics_dtype(q.dtype))
     if alibi_slopes is not None:

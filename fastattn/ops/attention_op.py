@@ -157,9 +157,7 @@ def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, 
     return dq, dk, dv, *rest
 
 
-torch.library.register_autograd(
-    "fastattn::attention_fwd", _backward, setup_context=_setup_context
-)
+torch.library.register_autograd("fastattn::attention_fwd", _backward, setup_context=_setup_context)
 
 
 def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:

@@ -5,6 +5,7 @@ Each message has one form: operation, argument, rule, the value got, what to do.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, NoReturn
 
@@ -175,7 +176,7 @@ def check_cu_seqlens_values(
     values = cu_seqlens.tolist()
     if values[0] != 0:
         _fail(ValueError, f"{name} must start with 0; got {values[0]}.")
-    for index, (start, end) in enumerate(zip(values, values[1:])):
+    for index, (start, end) in enumerate(itertools.pairwise(values)):
         if end < start:
             _fail(
                 ValueError,
@@ -232,7 +233,8 @@ def check_bias(bias: Tensor, q: Tensor, full_shape: tuple[int, int, int, int]) -
         )
     _require_device("bias", bias, q)
     fits = bias.ndim <= 4 and all(
-        size == 1 or size == full for size, full in zip(bias.shape[::-1], full_shape[::-1])
+        size == 1 or size == full
+        for size, full in zip(bias.shape[::-1], full_shape[::-1], strict=False)
     )
     if not fits:
         _fail(
@@ -299,5 +301,3 @@ def check_window(window: tuple[int, int], causal: bool) -> tuple[int, int]:
         )
     left, right = pair
     return (left, 0) if causal else (left, right)
-
-
