@@ -14,7 +14,7 @@ NATIVE_SOURCES := setup.py $(shell find csrc -type f)
 INSTALL_INPUTS := pyproject.toml constraints.txt $(NATIVE_SOURCES)
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 # Modules are compiled to bytecode at first import; doing it for every file of torch takes longer.
-INSTALL := $(BIN)/python -m pip install --no-compile --progress-bar off -c constraints.txt
+INSTALL := $(BIN)/python -m pip install --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format types build bench dist clean

@@ -25,8 +25,9 @@ SKIP_NATIVE = os.environ.get("FASTATTN_SKIP_NATIVE", "0") not in ("", "0")
 
 NO_COMPILER = """
 fastattn: the native module needs a C++17 compiler; found none ({tried}).
-Install one (Debian or Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), or set CXX to yours,
-or set FASTATTN_SKIP_NATIVE=1 to install without the native module (reference backend only, slow).
+Install one (Debian or Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), or set CXX to
+yours, or set FASTATTN_SKIP_NATIVE=1 to install without the native module (reference backend only,
+slow).
 """
 BUILD_FAILED = """
 fastattn: building the native module failed at this step: {step}.
@@ -83,8 +84,8 @@ class CMakeBuild(build_ext):
         compiler = find_compiler()
         cmake_args = shlex.split(os.environ.get("CMAKE_ARGS", ""))
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        # One folder per configuration, kept between builds: an edit recompiles only what it touches,
-        # also under pip's build isolation, where cmake and pybind11 move at every build.
+        # One folder per configuration, kept between builds: an edit recompiles only what it
+        # touches, also under pip's build isolation, where cmake and pybind11 move every time.
         flags = [os.environ.get(name, "") for name in ("CXXFLAGS", "LDFLAGS")]
         identity = repr((str(ROOT), compiler, cmake_args, flags, target.name))
         folder = hashlib.sha256(identity.encode()).hexdigest()[:12]
