@@ -1,0 +1,64 @@
+"""Fixtures of all tests: a known state of torch, and every backend this machine has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+
+from fastattn.backends import cpu
+
+# Repeatable: no example depends on the day, and a slow machine is not a failure.
+hypothesis.settings.register_profile(
+    "fastattn", derandomize=True, deadline=None, database=None, print_blob=False
+)
+hypothesis.settings.load_profile("fastattn")
+
+INSTRUCTION_SETS = cpu.instruction_sets()
+BACKENDS = ["reference", *(f"cpu-{name}" for name in INSTRUCTION_SETS)]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The workers of a parallel run share the cores.
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def num_threads() -> Iterator[None]:
+    """Restores the number of threads that a test changes."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def _use(name: str) -> Iterator[str]:
+    """Forces the instruction set of "cpu-<instruction set>"; yields the backend's name."""
+    backend, _, instruction_set = name.partition("-")
+    if not instruction_set:
+        yield backend
+        return
+    before = cpu.instruction_set()
+    cpu.set_instruction_set(instruction_set)
+    yield backend
+    cpu.set_instruction_set(before)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every backend here; the CPU kernels once for each instruction set."""
+    yield from _use(request.param)
+
+
+@pytest.fixture(params=INSTRUCTION_SETS or [pytest.param("none", marks=pytest.mark.skip)])
+def cpu_kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The CPU kernels alone, once for each instruction set."""
+    yield from _use(f"{cpu.NAME}-{request.param}")
