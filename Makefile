@@ -1,6 +1,7 @@
 # One environment in $(VENV), made when a target needs it and again when what it is made from changes.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 ARGS ?=
 # Number of parallel test processes; each gets one OpenMP thread so that they do not fight for cores.
 TEST_JOBS ?= auto
@@ -11,16 +12,16 @@ BIN := $(VENV)/bin
 DEMO_READY := $(VENV)/.ready-finetune
 DEV_READY := $(VENV)/.ready-dev
 NATIVE_SOURCES := setup.py $(shell find csrc -type f)
-INSTALL_INPUTS := pyproject.toml constraints.txt $(NATIVE_SOURCES)
+INSTALL_INPUTS := pyproject.toml $(CONSTRAINTS) $(NATIVE_SOURCES)
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 # Modules are compiled to bytecode at first import; doing it for every file of torch takes longer.
-INSTALL := $(BIN)/python -m pip install --no-compile -c constraints.txt
+INSTALL := $(BIN)/python -m pip install --no-compile -c $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types build bench dist clean
+.PHONY: help demo test test-sanitize lint format build bench dist clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -43,6 +44,17 @@ demo: $(DEMO_READY) ## Set up, then fine-tune BERT on IMDB reviews; options: ARG
 
 test: $(DEV_READY) ## Set up, then run the tests; options: ARGS="-k dropout"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) $(ARGS)
+
+# A second copy of the package, built with the sanitizers, goes before .venv's own on the path. The
+# sanitizer's runtime must be loaded before python's libraries, and libstdc++ with it, for it to see
+# exceptions; CPython never frees some of its memory, so leaks are not looked for.
+SANITIZED := build/sanitized
+test-sanitize: $(DEV_READY) ## Run the kernels' tests under the address and undefined sanitizers
+	CMAKE_ARGS="-DFASTATTN_SANITIZE=address,undefined" $(BIN)/python -m pip install -q --no-deps \
+	  --no-build-isolation --upgrade --target $(SANITIZED) .
+	OMP_NUM_THREADS=2 PYTHONPATH=$(CURDIR)/$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  $(BIN)/pytest -q -p no:xdist -m "not slow" $(if $(ARGS),$(ARGS),tests/ops)
 
 lint: $(DEV_READY) ## Check style and types, change nothing
 	$(BIN)/ruff check .
