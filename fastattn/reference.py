@@ -114,7 +114,7 @@ def _unpad(padded: Tensor, cu_seqlens: Tensor, total: int, fill: float) -> Tenso
         return padded.new_full((total, *padded.shape[2:]), fill) + padded.sum()
     row = torch.arange(total, device=padded.device, dtype=cu_seqlens.dtype)
     valid = row < cu_seqlens[-1]
-    sequence = torch.searchsorted(cu_seqlens, row, right=True) - 1
+    sequence = torch.searchsorted(cu_seqlens.contiguous(), row, right=True) - 1
     sequence = sequence.clamp(max=len(cu_seqlens) - 2)
     position = torch.where(valid, row - cu_seqlens[sequence], 0)
     valid = valid.view(-1, *[1] * (padded.ndim - 2))

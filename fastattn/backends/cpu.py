@@ -132,7 +132,7 @@ def attention_fwd(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *op
         _view(q),
         _view(k),
         _view(v),
-        *_options(q, k, *options),
+        _options(q, k, *options),
     )
 
 
@@ -153,6 +153,8 @@ def attention_bwd(
     """Fills dq, dk, dv, and dbias if it is given."""
     q, k, v = _rows_contiguous(q), _rows_contiguous(k), _rows_contiguous(v)
     dout, out = _rows_contiguous(dout), _rows_contiguous(out)
+    if dbias is not None:
+        dbias.zero_()
     _C.cpu_attention_bwd(
         _DTYPES[q.dtype],
         _view(dq),
@@ -166,5 +168,5 @@ def attention_bwd(
         _view(v),
         _view(out),
         _view(lse),
-        *_options(q, k, *options),
+        _options(q, k, *options),
     )

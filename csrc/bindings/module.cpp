@@ -1,0 +1,12 @@
+// The Python module fastattn._C: versions and one registration per group of functions.
+#include <pybind11/pybind11.h>
+
+namespace fastattn::bindings {
+void register_cpu(pybind11::module_& m);
+}
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Kernels of fastattn. They take raw pointers; fastattn.backends checks and calls them.";
+  m.attr("__version__") = FASTATTN_VERSION;
+  fastattn::bindings::register_cpu(m);
+}

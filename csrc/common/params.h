@@ -1,0 +1,65 @@
+// What a kernel is told: pointers, sizes and strides. Nothing here knows torch or Python.
+#pragma once
+
+#include <cstdint>
+
+namespace fastattn {
+
+enum class ElementType { kFloat32, kFloat64, kFloat16, kBFloat16 };
+
+// A tensor (batch, row, head, head_dim) whose last dimension is contiguous. In the packed layout
+// there is no batch dimension and the rows of all sequences follow each other.
+struct TensorRef {
+  void* data = nullptr;
+  int64_t batch_stride = 0;  // strides in elements
+  int64_t row_stride = 0;
+  int64_t head_stride = 0;
+};
+
+// lse and its gradient: (batch, head, row), or (head, row) in the packed layout.
+struct RowStatsRef {
+  void* data = nullptr;
+  int64_t batch_stride = 0;
+  int64_t head_stride = 0;
+  int64_t row_stride = 0;
+};
+
+// A tensor (batch, head, query row, key column) of float32, or float64 for float64 inputs.
+// A dimension along which it broadcasts has size 1 and stride 0.
+struct BiasRef {
+  void* data = nullptr;
+  int64_t sizes[4] = {0, 0, 0, 0};
+  int64_t strides[4] = {0, 0, 0, 0};
+};
+
+struct AttentionParams {
+  ElementType dtype = ElementType::kFloat32;
+  TensorRef q, k, v, out;
+  RowStatsRef lse;
+  int64_t batch_size = 0;
+  int64_t seqlen_q = 0, seqlen_k = 0;  // of every sequence; unused in the packed layout
+  int64_t num_heads = 0, num_heads_kv = 0, head_dim = 0;
+
+  const int32_t* cu_seqlens_q = nullptr;  // (batch + 1,), packed layout only
+  const int32_t* cu_seqlens_k = nullptr;
+  const uint8_t* key_padding_mask = nullptr;  // (batch, seqlen_k), nonzero = attend
+  int64_t mask_batch_stride = 0, mask_col_stride = 0;
+  BiasRef bias;
+  const float* alibi_slopes = nullptr;  // (batch, head)
+  int64_t alibi_batch_stride = 0, alibi_head_stride = 0;
+
+  double softmax_scale = 1.0;
+  double softcap = 0.0;                         // 0 = off
+  int64_t window_left = -1, window_right = -1;  // -1 = unbounded
+  uint64_t seed = 0;
+  uint32_t drop_threshold = 0;  // of 65536; 0 = no dropout
+  int num_threads = 1;
+};
+
+struct AttentionBwdParams : AttentionParams {
+  TensorRef dout, dq, dk, dv;
+  RowStatsRef dlse;  // may be null
+  BiasRef dbias;     // may be null; zeroed by the caller
+};
+
+}  // namespace fastattn

@@ -1,0 +1,125 @@
+#include "cpu/dispatch.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <stdexcept>
+
+namespace fastattn::cpu {
+
+#define FASTATTN_DECLARE(isa)                       \
+  namespace isa {                                   \
+  void attention_fwd(const AttentionParams& params);    \
+  void attention_bwd(const AttentionBwdParams& params); \
+  }
+FASTATTN_DECLARE(baseline)
+FASTATTN_DECLARE(avx2)
+FASTATTN_DECLARE(avx512)
+FASTATTN_DECLARE(avx512_bf16)
+#undef FASTATTN_DECLARE
+
+namespace {
+
+struct Kernels {
+  const char* name;
+  bool (*supported)();
+  void (*attention_fwd)(const AttentionParams&);
+  void (*attention_bwd)(const AttentionBwdParams&);
+};
+
+// From slow to fast.
+const Kernels kCompiled[] = {
+    {"baseline", [] { return true; }, baseline::attention_fwd, baseline::attention_bwd},
+#ifdef FASTATTN_CPU_HAVE_AVX2
+    {"avx2",
+     [] {
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+              __builtin_cpu_supports("f16c");
+     },
+     avx2::attention_fwd, avx2::attention_bwd},
+#endif
+#ifdef FASTATTN_CPU_HAVE_AVX512
+    {"avx512",
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+     },
+     avx512::attention_fwd, avx512::attention_bwd},
+#endif
+#ifdef FASTATTN_CPU_HAVE_AVX512_BF16
+    {"avx512_bf16",
+     [] {
+       return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16");
+     },
+     avx512_bf16::attention_fwd, avx512_bf16::attention_bwd},
+#endif
+};
+
+// Returns the instruction set of that name, or the best for "".
+const Kernels* find(const std::string& name) {
+  const Kernels* found = nullptr;
+  for (const Kernels& kernels : kCompiled) {
+    if (kernels.supported() && (name.empty() || name == kernels.name)) found = &kernels;
+  }
+  if (found != nullptr) return found;
+  std::string usable;
+  for (const std::string& one : instruction_sets()) usable += " " + one;
+  throw std::invalid_argument("FASTATTN_CPU_ISA: the instruction set must be one of" + usable +
+                              " on this machine; got " + name + ". Unset it to use the best.");
+}
+
+const Kernels*& current() {
+  static const Kernels* kernels = [] {
+    const char* wanted = std::getenv("FASTATTN_CPU_ISA");
+    return find(wanted == nullptr ? "" : wanted);
+  }();
+  return kernels;
+}
+
+}  // namespace
+
+void attention_fwd(const AttentionParams& params) { current()->attention_fwd(params); }
+void attention_bwd(const AttentionBwdParams& params) { current()->attention_bwd(params); }
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const Kernels& kernels : kCompiled) {
+    if (kernels.supported()) names.emplace_back(kernels.name);
+  }
+  return names;
+}
+
+std::string instruction_set() { return current()->name; }
+
+void set_instruction_set(const std::string& name) { current() = find(name); }
+
+void* thread_scratch(size_t bytes) {
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  thread_local std::unique_ptr<void, Free> memory;
+  thread_local size_t capacity = 0;
+  if (bytes > capacity) {
+    constexpr size_t kLine = 64;
+    memory.reset();  // first, so that the old and the new block are never held together
+    capacity = (bytes + kLine - 1) / kLine * kLine;
+    memory.reset(std::aligned_alloc(kLine, capacity));
+    if (memory == nullptr) capacity = 0;
+  }
+  return memory.get();
+}
+
+void longest_first(const int32_t* cu_seqlens, int64_t batch_size, int32_t* order) {
+  std::iota(order, order + batch_size, 0);
+  if (cu_seqlens == nullptr) return;
+  const auto length = [&](int32_t i) { return cu_seqlens[i + 1] - cu_seqlens[i]; };
+  std::stable_sort(order, order + batch_size,
+                   [&](int32_t a, int32_t b) { return length(a) > length(b); });
+}
+
+void throw_out_of_memory() { throw std::bad_alloc(); }
+
+}  // namespace fastattn::cpu

@@ -1,0 +1,31 @@
+// The entry points of the CPU kernels, and the services they need from code compiled only once.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "common/params.h"
+
+namespace fastattn::cpu {
+
+void attention_fwd(const AttentionParams& params);
+void attention_bwd(const AttentionBwdParams& params);
+
+// Names of the instruction sets that are compiled in and that this CPU has, best last.
+std::vector<std::string> instruction_sets();
+// The one in use: the best, or the environment's FASTATTN_CPU_ISA, or the one set last.
+std::string instruction_set();
+// Uses `name` from now on, or the best for "". Throws std::invalid_argument if it cannot be used.
+void set_instruction_set(const std::string& name);
+
+// Memory of the calling thread, kept for its next call; aligned to a cache line. Null if none.
+void* thread_scratch(size_t bytes);
+
+// Fills `order` with the sequences 0 .. batch_size - 1, the one with most rows first.
+void longest_first(const int32_t* cu_seqlens, int64_t batch_size, int32_t* order);
+
+// Throws std::bad_alloc; for kernels that found no scratch memory.
+[[noreturn]] void throw_out_of_memory();
+
+}  // namespace fastattn::cpu

@@ -1,0 +1,164 @@
+"""Train, validation and test sets that share no text, the same on every machine.
+
+The rule. Each different text (:func:`fastattn.data.clean.text_key`) gets the number
+``sha256(f"{split_seed}:{key}")``. Within each class texts are ordered by that number. The test set
+takes the first of each class, the validation set the next, the training set the last, each in
+proportion to the sizes of the classes. So the order of the rows does not matter, the test set
+does not change when more is trained on, and a text is in one place of one order: in one set only.
+
+A test or validation set that the source brings is kept; what it holds is removed from the
+training set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+from fastattn.data.clean import Row
+from fastattn.errors import DataError
+
+# A number of rows, or all that there are.
+Size = int | Literal["all"]
+
+# Share of the rows for a set that the source does not bring, and the most it gets.
+HELD_OUT_SHARE = 0.1
+MAX_HELD_OUT = 5_000
+
+
+class Texts(NamedTuple):
+    """One set: texts and their classes."""
+
+    texts: list[str]
+    labels: list[int]
+
+
+class Sizes(NamedTuple):
+    """How many rows each set shall have; None: the default of its kind."""
+
+    train: Size | None = None
+    validation: Size | None = None
+    test: Size | None = None
+
+
+def check_sizes(sizes: Sizes) -> None:
+    """Raises a DataError unless each size is None, "all" or a number that makes sense."""
+    smallest = {"train": 2, "validation": 0, "test": 1}
+    for name, size in zip(Sizes._fields, sizes, strict=True):
+        if size is None or size == "all":
+            continue
+        if not isinstance(size, int) or size < smallest[name]:
+            raise DataError(
+                f'data: {name}_size must be "all" or a whole number of at least {smallest[name]}; '
+                f"got {size!r}. Use --{name}-size."
+            )
+
+
+def make_splits(
+    train: Sequence[Row],
+    validation: Sequence[Row] | None,
+    test: Sequence[Row] | None,
+    sizes: Sizes,
+    split_seed: int,
+) -> tuple[list[Row], list[Row], list[Row]]:
+    """Returns the training, validation and test rows by the rule above.
+
+    Args:
+        train: different texts to train on, and to take the sets from that are None.
+        validation: the source's own validation set, without texts of test.
+        test: the source's own test set.
+
+    Raises:
+        DataError: more rows are asked for than there are, or a class has none to train on.
+    """
+    pool = _Pool(train, split_seed)
+    num_train = len(train)
+    if test is None:
+        test_rows = pool.take_first(_size("test", sizes.test, num_train, None))
+    else:
+        own = _Pool(test, split_seed)
+        test_rows = own.take_first(_size("test", sizes.test, len(test), len(test)))
+    if validation is None:
+        size = _size("validation", sizes.validation, pool.num_rows, None, num_train)
+        validation_rows = pool.take_first(size)
+    else:
+        own = _Pool(validation, split_seed)
+        size = _size("validation", sizes.validation, len(validation), len(validation))
+        validation_rows = own.take_first(size)
+    size = _size("train", sizes.train, pool.num_rows, pool.num_rows)
+    train_rows = pool.take_last(size)
+    _check_train(train_rows, [*train_rows, *validation_rows, *test_rows])
+    return train_rows, validation_rows, test_rows
+
+
+def _size(
+    name: str,
+    asked: Size | None,
+    available: int,
+    default: int | None,
+    num_rows: int | None = None,
+) -> int:
+    """The number of rows of a set. Without a default it is a share of num_rows."""
+    if asked is None:
+        share = round(HELD_OUT_SHARE * (available if num_rows is None else num_rows))
+        return min(max(1, share), MAX_HELD_OUT) if default is None else default
+    if asked == "all":
+        return available
+    if asked > available:
+        raise DataError(
+            f"data: {name}_size must be at most the {available:,} different texts that are left "
+            f"for it; got {asked:,}. Ask for fewer with --{name}-size, or make the other sets "
+            "smaller."
+        )
+    return asked
+
+
+def _check_train(train: Iterable[Row], every: Iterable[Row]) -> None:
+    missing = {row.label for row in every} - {row.label for row in train}
+    if missing:
+        raise DataError(
+            "data: the training set must hold every class; got none of class "
+            f"{', '.join(map(str, sorted(missing)))} (counted from 0). Ask for more training rows "
+            "with --train-size, or for fewer with --test-size and --validation-size."
+        )
+
+
+class _Pool:
+    """Rows in the order of the rule, of which sets are taken from both ends."""
+
+    def __init__(self, rows: Sequence[Row], split_seed: int) -> None:
+        self._classes: dict[int, list[tuple[str, Row]]] = {}
+        for row in rows:
+            digest = hashlib.sha256(f"{split_seed}:{row.key}".encode()).hexdigest()
+            self._classes.setdefault(row.label, []).append((digest, row))
+        self._classes = {label: sorted(rows) for label, rows in sorted(self._classes.items())}
+
+    @property
+    def num_rows(self) -> int:
+        return sum(map(len, self._classes.values()))
+
+    def take_first(self, size: int) -> list[Row]:
+        taken: list[tuple[str, Row]] = []
+        for label, share in self._shares(size).items():
+            taken += self._classes[label][:share]
+            del self._classes[label][:share]
+        return [row for _, row in sorted(taken)]
+
+    def take_last(self, size: int) -> list[Row]:
+        taken: list[tuple[str, Row]] = []
+        for label, share in self._shares(size).items():
+            start = len(self._classes[label]) - share
+            taken += self._classes[label][start:]
+            del self._classes[label][start:]
+        return [row for _, row in sorted(taken)]
+
+    def _shares(self, size: int) -> dict[int, int]:
+        """Splits a size over the classes in proportion, by largest remainder."""
+        total = max(1, self.num_rows)
+        exact = {label: size * len(rows) / total for label, rows in self._classes.items()}
+        shares = {label: int(share) for label, share in exact.items()}
+        by_remainder = sorted(exact, key=lambda label: (shares[label] - exact[label], label))
+        for label in by_remainder[: size - sum(shares.values())]:
+            shares[label] += 1
+        return shares

