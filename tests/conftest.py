@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -22,9 +21,9 @@ BACKENDS = ["reference", *(f"cpu-{name}" for name in INSTRUCTION_SETS)]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # The workers of a parallel run share the cores.
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        torch.set_num_threads(1)
+    # Small tensors on shared cores: threads would mostly wait for each other. Tests of threading
+    # ask for more.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
