@@ -103,7 +103,6 @@ def _options(
 ) -> tuple[Any, ...]:
     """The options of a call in the order of the native functions."""
     if cu_seqlens_q is not None and cu_seqlens_k is not None:
-        cu_seqlens_q, cu_seqlens_k = cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
         checks.check_cu_seqlens_values("cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q)
         checks.check_cu_seqlens_values("cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k)
     return (
@@ -122,8 +121,25 @@ def _options(
     )
 
 
+def _contiguous_lengths(options: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The kernels read cumulative lengths with stride 1; the caller keeps the copies alive."""
+    cu_seqlens_q, cu_seqlens_k, *rest = options
+    if cu_seqlens_q is not None:
+        cu_seqlens_q, cu_seqlens_k = cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
+    return cu_seqlens_q, cu_seqlens_k, *rest
+
+
+def _fill_rows_of_no_sequence(cu_seqlens: Tensor | None, *rows: tuple[Tensor, float]) -> None:
+    """The kernels write the rows of the sequences; fills what lies behind the last one."""
+    if cu_seqlens is not None:
+        end = int(cu_seqlens[-1])
+        for tensor, fill in rows:
+            tensor[end:] = fill
+
+
 def attention_fwd(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *options: Any) -> None:
     """Fills out and lse."""
+    options = _contiguous_lengths(options)
     q, k, v = _rows_contiguous(q), _rows_contiguous(k), _rows_contiguous(v)
     _C.cpu_attention_fwd(
         _DTYPES[q.dtype],
@@ -134,6 +150,7 @@ def attention_fwd(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *op
         _view(v),
         _options(q, k, *options),
     )
+    _fill_rows_of_no_sequence(options[0], (out, 0.0), (lse.transpose(0, 1), float("-inf")))
 
 
 def attention_bwd(
@@ -151,6 +168,7 @@ def attention_bwd(
     *options: Any,
 ) -> None:
     """Fills dq, dk, dv, and dbias if it is given."""
+    options = _contiguous_lengths(options)
     q, k, v = _rows_contiguous(q), _rows_contiguous(k), _rows_contiguous(v)
     dout, out = _rows_contiguous(dout), _rows_contiguous(out)
     if dbias is not None:
@@ -170,3 +188,5 @@ def attention_bwd(
         _view(lse),
         _options(q, k, *options),
     )
+    _fill_rows_of_no_sequence(options[0], (dq, 0.0))
+    _fill_rows_of_no_sequence(options[1], (dk, 0.0), (dv, 0.0))
