@@ -20,6 +20,8 @@ BERT in Transformers 4.x has no attention interface: use :func:`fastattn.patch` 
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import Any
 
 import torch
@@ -164,29 +166,74 @@ def attention_mask(
     Returns:
         For attention in both directions (batch, 1, 1, kv_length), bool, or None if there is no
         padding. Every other pattern is a full bool mask, or None if it is plainly causal, by the
-        rules of Transformers' own mask for torch's attention.
+        rules of Transformers' own mask for torch's attention. A model of unknown class gets the
+        full mask of Transformers' eager attention, which every attention code understands.
+
+    Raises:
+        ValueError: the model computes attention with code of its own, which would not call
+            :func:`attention_forward`.
     """
+    kwargs |= {
+        "batch_size": batch_size,
+        "kv_length": kv_length,
+        "kv_offset": kv_offset,
+        "attention_mask": attention_mask,
+    }
+    if mask_function is not None:
+        kwargs["mask_function"] = mask_function
+    if not _is_known_to_call(type(kwargs.get("config"))):
+        return _masking.eager_mask(**kwargs)
     bidirectional = mask_function is not None and mask_function is _BIDIRECTIONAL
     names_padding = attention_mask is None or attention_mask.ndim == 2
     if bidirectional and names_padding and allow_is_bidirectional_skip:
         return _key_padding(attention_mask, kv_length, kv_offset)
-    if mask_function is not None:
-        kwargs["mask_function"] = mask_function
-    if allow_is_bidirectional_skip:
-        kwargs["allow_is_bidirectional_skip"] = True
-    return _masking.sdpa_mask(
-        batch_size=batch_size,
-        kv_length=kv_length,
-        kv_offset=kv_offset,
-        attention_mask=attention_mask,
-        **kwargs,
-    )
+    return _masking.sdpa_mask(**kwargs)
+
+
+def calls_attention_interface(model_class: type) -> bool:
+    """Whether a Transformers model class leaves its attention to the registered functions.
+
+    Setting ``attn_implementation`` on one that does not would change its masks and nothing else.
+    """
+    declared = ("_supports_attention_backend", "_supports_sdpa")
+    if not any(getattr(model_class, flag, False) for flag in declared):
+        return False
+    # A model's file imports this name if and only if it looks attention functions up in it.
+    files = {base.__module__ for base in model_class.__mro__} - {"transformers.modeling_utils"}
+    return any(hasattr(sys.modules.get(file), "ALL_ATTENTION_FUNCTIONS") for file in files)
 
 
 def register() -> None:
     """Registers both functions with Transformers; again changes nothing."""
     transformers.AttentionInterface.register(NAME, attention_forward)
     _masking.AttentionMaskInterface.register(NAME, attention_mask)
+
+
+@torch.compiler.assume_constant_result
+def _is_known_to_call(config_class: type) -> bool:
+    """Whether models with this config are known to call :func:`attention_forward`.
+
+    Raises:
+        ValueError: they are known not to.
+    """
+    classes = _model_classes(config_class)
+    calling = [calls_attention_interface(cls) for cls in classes]
+    if classes and not any(calling):
+        raise ValueError(
+            f"fastattn: {classes[0].__name__} must call Transformers' attention interface to run "
+            "on fastattn; got a model that computes attention with code of its own. Load it with "
+            'attn_implementation="eager".'
+        )
+    return bool(classes) and all(calling)
+
+
+@functools.cache
+def _model_classes(config_class: type) -> tuple[type, ...]:
+    """Returns the model classes that Transformers knows for a config class."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    found = MODEL_MAPPING.get(config_class, ())
+    return tuple(found) if isinstance(found, (tuple, list)) else (found,)
 
 
 def _require_version() -> None:

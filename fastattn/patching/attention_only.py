@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastattn.errors import PatchError
-from fastattn.integrations.transformers import NAME
+from fastattn.integrations.transformers import NAME, calls_attention_interface
 from fastattn.patching.changes import change_config
-from fastattn.patching.registry import Target
+from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
 
 SERVED = "runs fastattn.attention"
@@ -13,20 +15,19 @@ SERVED = "runs fastattn.attention"
 
 def patch_body(target: Target) -> list[LayerReport]:
     """Switches the body to ``attn_implementation="fastattn"``, if it can be switched."""
-    reason = _not_switchable(target)
-    if reason:
-        return target.report_attention(LEFT, reason)
-    switch_attention(target)
     kind = type(target.body).__name__
+    if not calls_attention_interface(type(target.body)):
+        return target.report_attention(LEFT, f"{kind} does not call the attention interface")
+    attention = switch_attention(target)
     why = "unpad=False" if target.unpad is False else f"not yet supported for {kind}"
-    return [
-        LayerReport(target.name, kind, LEFT, f"encoder not unpadded: {why}"),
-        *target.report_attention(REPLACED, SERVED),
-    ]
+    return [LayerReport(target.name, kind, LEFT, f"encoder not unpadded: {why}"), *attention]
 
 
-def switch_attention(target: Target) -> None:
+def switch_attention(target: Target) -> list[LayerReport]:
     """Makes the body's attention layers and masks go through fastattn.
+
+    Returns:
+        An entry for each attention layer.
 
     Raises:
         PatchError: the config asks for attention weights.
@@ -39,13 +40,13 @@ def switch_attention(target: Target) -> None:
             "model unpatched."
         )
     change_config(target.body, target.holders_of_config, NAME)
+    return [_report(name, layer) for name, layer in target.attention]
 
 
-def _not_switchable(target: Target) -> str | None:
-    """Returns why the body's attention cannot be switched, or None."""
-    kind = type(target.body).__name__
-    if not getattr(target.body, "_supports_attention_backend", False):
-        return f"{kind} does not call Transformers' attention interface"
-    if getattr(target.body.config, "sub_configs", None):
-        return f"{kind} has a config made of several; only its parts can be patched"
-    return None
+def _report(name: str, layer: Any) -> LayerReport:
+    """Says whether an attention layer looks up the implementation that was set."""
+    kind = stock_name(layer)
+    implementation = getattr(getattr(layer, "config", None), "_attn_implementation", None)
+    if implementation == NAME:
+        return LayerReport(name, kind, REPLACED, SERVED)
+    return LayerReport(name, kind, LEFT, "does not hold the model's config")

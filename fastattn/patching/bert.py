@@ -66,8 +66,7 @@ def patch_body(target: Target) -> list[LayerReport]:
 def _patch_attention(target: Target) -> list[LayerReport]:
     """Serves the attention layers; returns an entry for each."""
     if modules.HAS_ATTENTION_INTERFACE:
-        switch_attention(target)
-        return target.report_attention(REPLACED, SERVED)
+        return switch_attention(target)
     reason = _not_served_without_interface(target)
     if reason is not None:
         return target.report_attention(LEFT, reason)

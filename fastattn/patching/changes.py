@@ -87,7 +87,8 @@ def change_config(body: Any, holders: Iterable[nn.Module], implementation: str) 
         stock = _changes(body).stock_config
     elif patched._attn_implementation != implementation:
         patched = copy.copy(stock)
-        patched._attn_implementation = implementation
+        # As a dict, so that the configs inside this one, which it shares, stay as they are.
+        patched._attn_implementation = {"": implementation}
     if patched is stock:
         return
     for module in holders:
