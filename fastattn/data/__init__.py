@@ -11,8 +11,9 @@ every machine, whatever the order of the rows (:mod:`fastattn.data.splits` has t
 """
 
 from fastattn.data.clean import replace_breaks, text_key
+from fastattn.data.files import Rows
 from fastattn.data.loading import Splits, load
-from fastattn.data.sources import PACKAGED_IMDB, Rows, Source, read
+from fastattn.data.sources import PACKAGED_IMDB, Source, read
 from fastattn.data.splits import Size, Texts
 
 __all__ = [

@@ -9,9 +9,7 @@ from fastattn.data.files import Rows, is_missing
 from fastattn.errors import DataError
 
 
-def encode(
-    parts: Sequence[Rows], names: Sequence[str] | None
-) -> tuple[list[list[int]], list[str]]:
+def encode(parts: Sequence[Rows], names: Sequence[str] | None) -> tuple[list[list[int]], list[str]]:
     """Returns the classes of each part, and the names of the classes.
 
     Args:

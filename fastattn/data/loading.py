@@ -68,9 +68,7 @@ def load(
     leaks = _remove_shared(kept)
     for name, count in leaks.items():
         report[f"{name}_rows"]["also_held_out"] = count
-    chosen = make_splits(
-        kept["train"], kept.get("validation"), kept.get("test"), sizes, split_seed
-    )
+    chosen = make_splits(kept["train"], kept.get("validation"), kept.get("test"), sizes, split_seed)
     train, validation, test = (_as_texts(rows) for rows in chosen)
     report["split_seed"] = split_seed
     report["line_breaks_replaced"] = source.has_line_breaks
@@ -89,7 +87,7 @@ def _texts(rows: Rows, has_line_breaks: bool) -> list[str]:
 def _remove_shared(kept: dict[str, list[Row]]) -> dict[str, int]:
     """Takes out of train what validation or test holds, and out of validation what test holds."""
     held_out: set[str] = set()
-    removed = {}
+    removed: dict[str, int] = {}
     for name in ("test", "validation", "train"):
         if name not in kept:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import urllib.request
 from importlib import metadata
@@ -26,6 +27,9 @@ _SET_NAMES = {
 }
 
 
+_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+
+
 class Source(NamedTuple):
     """What a source holds, as it is. validation and test are None if it does not bring them."""
 
@@ -38,9 +42,7 @@ class Source(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def read(
-    data: str, text_column: str | None = None, label_column: str | None = None
-) -> Source:
+def read(data: str, text_column: str | None = None, label_column: str | None = None) -> Source:
     """Reads a source.
 
     Args:
@@ -102,14 +104,7 @@ def hub_is_reachable() -> bool:
 
 def _may_be_hub_id(name: str) -> bool:
     """Whether a name has the form "name" or "owner/name"."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not name.startswith((".", "~"))
+    return _HUB_ID.fullmatch(name) is not None
 
 
 def _read_packaged(text_column: str | None, label_column: str | None) -> Source:
