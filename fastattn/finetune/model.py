@@ -160,7 +160,7 @@ def _unusable(source: str, error: Exception) -> ValueError:
 
     if not hub_is_reachable():
         return ValueError(
-            f"finetune: model must be a folder that exists, or a model of the Hugging Face Hub that "
+            "finetune: model must be a folder that exists, or a model of the Hugging Face Hub that "
             f"can be reached; got {source!r}, which is no folder here, and the Hub cannot be "
             "reached. Check the network, or leave --model out to use the packaged MiniLM, which "
             "works offline."

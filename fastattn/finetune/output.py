@@ -1,9 +1,9 @@
 """The output folder: what is written there, and that nothing else is touched.
 
-    run.json                 command, settings, versions, machine, split; written first
-    checkpoints/             the Trainer's own checkpoints, for --resume
-    config.json, model.safetensors, tokenizer files: the model, whole or not there at all
-    metrics.json             every figure of the run; written last
+run.json                 command, settings, versions, machine, split; written first
+checkpoints/             the Trainer's own checkpoints, for --resume
+config.json, model.safetensors, tokenizer files: the model, whole or not there at all
+metrics.json             every figure of the run; written last
 """
 
 from __future__ import annotations

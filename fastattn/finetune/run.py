@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import resource
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from transformers import set_seed
+from transformers import Trainer, set_seed
 
 import fastattn
 from fastattn import data, environment
@@ -49,6 +50,7 @@ class _Prepared(NamedTuple):
     splits: data.Splits
     tokenizer: Any
     model: Any
+    model_source: str
     patch_report: str | None
 
 
@@ -78,13 +80,13 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     folder.start(config.resume)
     folder.write_json(RUN_FILE, {**record, "files": replaced})
 
-    metrics, trainer, train = _train(config, prepared, console)
-    record["files"] = folder.save(_writer(trainer.model, prepared.tokenizer), replaced)
+    metrics, trainer, train = _train(config, prepared)
+    record["files"] = folder.save(
+        lambda staging: _save(trainer.model, prepared.tokenizer, staging), replaced
+    )
     if config.patch and config.compare_steps > 0:
         device = str(trainer.args.device)
-        metrics["compare"] = compare_steps(
-            config, folder.path, prepared.tokenizer, train, device
-        )
+        metrics["compare"] = compare_steps(config, folder.path, prepared.tokenizer, train, device)
     metrics["total_seconds"] = time.perf_counter() - started
     folder.write_json(METRICS_FILE, metrics)
     record["status"] = "finished"
@@ -117,20 +119,85 @@ def _prepare(config: FinetuneConfig, console: Console) -> _Prepared:
     model = models.load_model(source, models.load_config(source, config, splits.label_names))
     patch_report = str(fastattn.patch(model)) if config.patch else None
     report.print_start(console, config, folder.path, splits, model, patch_report)
-    return _Prepared(folder, checkpoint, splits, tokenizer, model, patch_report)
+    return _Prepared(folder, checkpoint, splits, tokenizer, model, source, patch_report)
 
 
 def _train(
-    config: FinetuneConfig, prepared: _Prepared, console: Console
-) -> tuple[dict[str, Any], Any, Tokenized]:
+    config: FinetuneConfig, prepared: _Prepared
+) -> tuple[dict[str, Any], Trainer, Tokenized]:
     """Trains and evaluates; returns the figures, the Trainer and the training set."""
-    tokenize = lambda texts: Tokenized(texts, prepared.tokenizer, config.max_length)  # noqa: E731
     splits = prepared.splits
-    train, test = tokenize(splits.train), tokenize(splits.test)
-    validation = tokenize(splits.validation) if splits.validation.texts else None
+    train, validation, test = (
+        Tokenized(texts, prepared.tokenizer, config.max_length) if texts.texts else None
+        for texts in (splits.train, splits.validation, splits.test)
+    )
+    assert train is not None and test is not None
     trainer, progress = make_trainer(
         config, prepared.model, prepared.tokenizer, train, validation, prepared.folder.checkpoints
     )
     resume_from = None if prepared.checkpoint is None else str(prepared.checkpoint)
-    trainer.train(resume_from_checkpoint=resume_from)
-    ...
+    trained = trainer.train(resume_from_checkpoint=resume_from)
+    result = evaluate(trainer, test, "test")
+    metrics: dict[str, Any] = {
+        "test_accuracy": result.accuracy,
+        "test_loss": result.loss,
+        "test_texts": result.num_texts,
+        "test_majority_accuracy": max(Counter(splits.test.labels).values()) / result.num_texts,
+        "validation_accuracy": _last(trainer, "eval_accuracy"),
+        "train_loss": trained.training_loss,
+        "train_texts": len(train),
+        "train_steps": trainer.state.global_step,
+        "train_seconds": progress.train_seconds,
+        "train_tokens": progress.tokens,
+        "train_tokens_per_second": progress.tokens / progress.train_seconds,
+        "test_seconds": result.seconds,
+        "test_tokens_per_second": result.num_tokens / result.seconds,
+        "tokens_counted": "without padding",
+        "max_length": config.max_length,
+        "batch_size": config.batch_size,
+        "device": str(trainer.args.device),
+        "threads": torch.get_num_threads(),
+        "patched": config.patch,
+        **peak_memory(),
+    }
+    return metrics, trainer, train
+
+
+def peak_memory() -> dict[str, int | None]:
+    """Returns the most memory this process has held, in bytes: main memory, and the GPU's."""
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"peak_memory_bytes": resident, "peak_gpu_memory_bytes": gpu}
+
+
+def _last(trainer: Trainer, name: str) -> float | None:
+    values = [entry[name] for entry in trainer.state.log_history if name in entry]
+    return values[-1] if values else None
+
+
+def _run_record(config: FinetuneConfig, prepared: _Prepared) -> dict[str, Any]:
+    """What is needed to understand a run later, or to do it again."""
+    return {
+        "status": "started",
+        "started": _now(),
+        "command": shlex.join(sys.argv),
+        "settings": config.as_dict(),
+        "output": str(prepared.folder.path.resolve()),
+        "model": prepared.model_source,
+        "label_names": prepared.splits.label_names,
+        "data": prepared.splits.report,
+        "patch": prepared.patch_report,
+        "git_commit": environment.git_commit(),
+        **environment.collect(),
+    }
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

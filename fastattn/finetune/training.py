@@ -42,9 +42,10 @@ class Tokenized(torch.utils.data.Dataset):
 
     def __init__(self, texts: Texts, tokenizer: Any, max_length: int) -> None:
         encoded = tokenizer(texts.texts, truncation=True, max_length=max_length, padding=False)
-        labels = [{"labels": label} for label in texts.labels]
-        columns = [[(name, value) for value in values] for name, values in encoded.items()]
-        self._rows = [{**dict(cells), **label} for *cells, label in zip(*columns, labels)]
+        columns = {**encoded, "labels": texts.labels}
+        self._rows = [
+            dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)
+        ]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -65,6 +66,7 @@ class Progress(TrainerCallback):
 
     def __init__(self, show: bool) -> None:
         self.train_seconds = 0.0
+        self.tokens = 0
         self._show = show
         self._bar: tqdm | None = None
         self._evaluation_bar: tqdm | None = None
@@ -80,8 +82,8 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self._bar is not None
-        tokens = state.num_input_tokens_seen - self._tokens_before
-        self._postfix["tokens/s"] = f"{tokens / self._elapsed():,.0f}"
+        self.tokens = state.num_input_tokens_seen - self._tokens_before
+        self._postfix["tokens/s"] = f"{self.tokens / self._elapsed():,.0f}"
         self._bar.set_postfix(self._postfix, refresh=False)
         self._bar.update(state.global_step - self._bar.n)
 
