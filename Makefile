@@ -4,7 +4,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 ARGS ?=
 # Number of parallel test processes; each gets one OpenMP thread so that they do not fight for cores.
-TEST_JOBS ?= auto
+TEST_JOBS ?= logical
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 BIN := $(VENV)/bin
