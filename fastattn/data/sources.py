@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from fastattn.data.files import READERS, Rows, read_file, select_columns
+from fastattn.data.files import DEFAULT_LABEL_COLUMN, READERS, Rows, read_file, select_columns
 from fastattn.errors import DataError
 
 PACKAGED_IMDB = "imdb"
@@ -62,7 +62,7 @@ def read(data: str, text_column: str | None = None, label_column: str | None = N
         return _read_folder(path, text_column, label_column)
     if path.exists() or path.suffix.lower() in READERS or not _may_be_hub_id(data):
         return Source(str(path), read_file(path, text_column, label_column))
-    return _read_hub(data, text_column, label_column)
+    return from_hub_sets(data, _download(data), text_column, label_column)
 
 
 def packaged_reviews_path() -> Path:
@@ -150,8 +150,14 @@ def _read_folder(folder: Path, text_column: str | None, label_column: str | None
     return Source(str(folder), found["train"], found.get("validation"), found.get("test"))
 
 
-def _read_hub(name: str, text_column: str | None, label_column: str | None) -> Source:
-    sets = _download(name)
+def from_hub_sets(
+    name: str, sets: Any, text_column: str | None, label_column: str | None
+) -> Source:
+    """Returns the source that a ``datasets.DatasetDict`` from the Hub holds.
+
+    Raises:
+        DataError: it has no train split, or lacks a column.
+    """
     found = {
         kind: next((sets[known] for known in names if known in sets), None)
         for kind, names in _SET_NAMES.items()
@@ -164,24 +170,23 @@ def _read_hub(name: str, text_column: str | None, label_column: str | None) -> S
     rows: dict[str, Rows | None] = {}
     notes = []
     for kind, table in found.items():
+        rows[kind] = None
         if table is None:
-            rows[kind] = None
             continue
         columns = {column: table[column][:] for column in table.column_names}
         part = select_columns(columns, text_column, label_column, f"the {kind} split of {name}")
-        if kind != "train" and set(part.labels) <= {-1, None}:
+        # The Hub's sign for "no label" is -1.
+        part = part._replace(labels=[None if label == -1 else label for label in part.labels])
+        if kind != "train" and all(label is None for label in part.labels):
             # Benchmarks keep the labels of their test split to themselves.
             notes.append(f"the {kind} split of {name} has no labels and is not used")
-            rows[kind] = None
-            continue
-        # The Hub's sign for "no label" is -1.
-        rows[kind] = part._replace(labels=[None if x == -1 else x for x in part.labels])
-    train = rows["train"]
-    assert train is not None
-    feature = found["train"].features[label_column or "label"]
+        else:
+            rows[kind] = part
+    assert rows["train"] is not None
+    feature = found["train"].features[label_column or DEFAULT_LABEL_COLUMN]
     return Source(
         name,
-        train,
+        rows["train"],
         rows["validation"],
         rows["test"],
         label_names=getattr(feature, "names", None),
