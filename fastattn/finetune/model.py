@@ -57,15 +57,19 @@ def packaged_model_path() -> Path:
     )
 
 
-def load_tokenizer(source: str, truncation_side: str) -> Any:
-    """Loads the tokenizer of a model, set to cut long texts on the given side."""
+def load_tokenizer(source: str, config: FinetuneConfig) -> Any:
+    """Loads the tokenizer of a model, set to cut long texts as the run does.
+
+    It is saved so, with the model: whoever loads both cuts texts as in training.
+    """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **_offline(source))
     except (OSError, ValueError) as error:
         raise _unusable(source, error) from error
-    tokenizer.truncation_side = truncation_side
+    tokenizer.truncation_side = config.truncation_side
+    tokenizer.model_max_length = config.max_length
     return tokenizer
 
 

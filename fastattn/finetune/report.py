@@ -125,8 +125,9 @@ What to type next (activate the environment first if there is one: . .venv/bin/a
     print(classify(['A film to remember.', 'Two hours I will not get back.']))"
   Train on your own data, a CSV file with the columns text and label:
     fastattn finetune --data reviews.csv --output runs/mine
-  See that everything on this machine is right, and all settings there are:
-    fastattn check
+  See all settings, check this installation, run the tests (in the source folder):
     fastattn finetune --help
+    fastattn check
+    make test
   Go on with this run for longer:
     fastattn finetune --resume --output {where} --epochs 2"""

@@ -104,7 +104,7 @@ def _prepare(config: FinetuneConfig, console: Console) -> _Prepared:
     else:
         folder.check_free(config.overwrite)
     source = models.find_model(config.model)
-    tokenizer = models.load_tokenizer(source, config.truncation_side)
+    tokenizer = models.load_tokenizer(source, config)
     sizes = {name: getattr(config, name) for name in _PACKAGED_SIZES}
     if config.data == PACKAGED_DATA:
         sizes = {name: _PACKAGED_SIZES[name] if x is None else x for name, x in sizes.items()}
@@ -147,6 +147,7 @@ def _train(
         "train_loss": trained.training_loss,
         "train_texts": len(train),
         "train_steps": trainer.state.global_step,
+        "resumed_from_step": progress.first_step,
         "train_seconds": progress.train_seconds,
         "train_tokens": progress.tokens,
         "train_tokens_per_second": progress.tokens / progress.train_seconds,

@@ -67,6 +67,7 @@ class Progress(TrainerCallback):
     def __init__(self, show: bool) -> None:
         self.train_seconds = 0.0
         self.tokens = 0
+        self.first_step = 0
         self._show = show
         self._bar: tqdm | None = None
         self._evaluation_bar: tqdm | None = None
@@ -76,6 +77,7 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar = self._new_bar("train", state.max_steps, state.global_step)
+        self.first_step = state.global_step
         self._tokens_before = state.num_input_tokens_seen
         self._evaluation_seconds = 0.0
         self._started = time.perf_counter()
