@@ -322,8 +322,8 @@ def test_max_seqlen_may_be_larger(backend):
 
 
 @st.composite
-def calls(draw: st.DrawFn) -> Inputs:
-    """Any combination of layout, lengths, heads and options.
+def calls(draw: st.DrawFn) -> dict[str, Any]:
+    """Any combination of layout, lengths, heads and options, as arguments of make_inputs.
 
     One sequence has at least 8 rows and keys: if the gradients of all of them cancel, plain
     torch gives no scale for the rounding.
@@ -334,37 +334,43 @@ def calls(draw: st.DrawFn) -> Inputs:
     packed = draw(st.booleans())
     num_heads_kv = draw(st.integers(1, 2))
     num_heads = num_heads_kv * draw(st.integers(1, 3))
-    options: dict[str, Any] = {}
+    dtype = draw(st.sampled_from(DTYPES))
+    # A single product in half precision is next to exact in plain torch, and no measure.
+    smallest = 1 if dtype in (torch.float32, torch.float64) else 8
+    call: dict[str, Any] = {
+        "lengths_q": lengths_q,
+        "lengths_k": lengths_k,
+        "num_heads": num_heads,
+        "num_heads_kv": num_heads_kv,
+        "head_dim": draw(st.sampled_from([smallest, 8, 16, 24, 64, 100])),
+        "dtype": dtype,
+        "packed": packed,
+        "tail": draw(st.integers(0, 3)) if packed else 0,
+        "layout": draw(st.sampled_from(LAYOUTS)),
+        "with_dlse": draw(st.booleans()),
+        "seed": draw(st.integers(0, 2**31)),
+        "causal": draw(st.booleans()),
+        "softcap": draw(st.sampled_from([0.0, 1.0, 20.0])),
+        "dropout_p": draw(st.sampled_from([0.0, 0.1, 0.5])),
+    }
     if draw(st.booleans()):
-        full = (len(lengths_q), num_heads, max(lengths_q), max(lengths_k))
-        shape = [draw(st.sampled_from((1, size))) for size in full[:3]]
-        options["bias_shape"] = (*shape, full[3])
+        full = (len(lengths_q), num_heads, max(lengths_q))
+        shape = [draw(st.sampled_from((1, size))) for size in full]
+        call["bias_shape"] = (*shape, max(lengths_k))
     if draw(st.booleans()):
-        options["window"] = draw(st.sampled_from([(3, 5), (20, -1), (-1, 4), (64, 64)]))
+        call["window"] = draw(st.sampled_from([(3, 5), (20, -1), (-1, 4), (64, 64)]))
     if draw(st.booleans()):
-        options["alibi_slopes"] = torch.rand(num_heads)
-    options["causal"] = draw(st.booleans())
-    options["softcap"] = draw(st.sampled_from([0.0, 1.0, 20.0]))
-    options["dropout_p"] = draw(st.sampled_from([0.0, 0.1, 0.5]))
-    return make_inputs(
-        lengths_q,
-        lengths_k,
-        num_heads=num_heads,
-        num_heads_kv=num_heads_kv,
-        head_dim=draw(st.sampled_from([1, 4, 16, 24, 64, 100])),
-        dtype=draw(st.sampled_from(DTYPES)),
-        packed=packed,
-        tail=draw(st.integers(0, 3)) if packed else 0,
-        layout=draw(st.sampled_from(LAYOUTS)),
-        with_dlse=draw(st.booleans()),
-        seed=draw(st.integers(0, 2**31)),
-        **options,
-    )
+        call["alibi_slopes"] = torch.linspace(-0.1, 0.5, num_heads)
+    return call
 
 
-@hypothesis.given(inputs=calls())
+@hypothesis.given(call=calls())
 @hypothesis.settings(
     max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
-def test_any_combination(backend, inputs):
-    check_against_reference(inputs, backend)
+def test_any_combination(backend, call):
+    # A kernel takes rowsum(out * dout) of the rounded out; summed over a broadcast dimension of a
+    # small bias, that rounding can stand out. A wrong formula is wrong by 1.
+    half = call["dtype"].itemsize == 2
+    atol = 4 * torch.finfo(call["dtype"]).eps if half and "bias_shape" in call else 0.0
+    check_against_reference(make_inputs(**call), backend, atol=atol)
