@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -12,13 +12,12 @@ from fastattn.finetune.config import FinetuneConfig
 _DEFAULT = FinetuneConfig()
 
 
-def _size(value: Any) -> int | Literal["all"]:
-    if value == "all":
-        return "all"
+def _size(value: str) -> int | str:
+    """A number of texts, or a word: "all", or one that the data's own check refuses."""
     try:
         return int(value)
     except ValueError:
-        raise typer.BadParameter(f'must be a whole number or "all"; got {value!r}.') from None
+        return value
 
 
 def _option(*names: str, help: str, panel: str, **settings: Any) -> Any:
@@ -162,6 +161,9 @@ NoCompare = Annotated[
 Threads = Annotated[
     int | None, _option(panel=_RUN, help="CPU threads. Default: torch's, one a core.")
 ]
+Device = Annotated[
+    str, _option(panel=_RUN, help='"cpu", "cuda", or "auto": a GPU if torch can use one.')
+]
 Progress = Annotated[
     bool, _option("--progress/--quiet", panel=_RUN, help="Print progress and results.")
 ]
@@ -199,6 +201,7 @@ def finetune(
     compare_steps: CompareSteps = _DEFAULT.compare_steps,
     no_compare: NoCompare = False,
     threads: Threads = None,
+    device: Device = _DEFAULT.device,
     progress: Progress = True,
     debug: Debug = False,
 ) -> None:

@@ -48,6 +48,7 @@ class FinetuneConfig:
     seed: int = 0
     save_steps: int | None = None
     patch: bool = True
+    device: str = "auto"
     threads: int | None = None
     compare_steps: int = 3
     progress: bool = True
@@ -113,6 +114,7 @@ def _rules() -> Iterator[_Rule]:
     for field in ("weight_decay", "warmup_ratio"):
         yield field, lambda x: _number(x) and 0 <= x <= 1, "between 0 and 1"
     yield "dropout", lambda x: x is None or (_number(x) and 0 <= x < 1), "at least 0 and below 1"
+    yield "device", lambda x: x in ("auto", "cpu", "cuda"), '"auto", "cpu" or "cuda"'
     yield "truncation_side", lambda x: x in ("left", "right"), '"left" or "right"'
 
 

@@ -22,7 +22,7 @@ from fastattn.finetune import report
 from fastattn.finetune.compare import compare_steps
 from fastattn.finetune.config import PACKAGED_DATA, FinetuneConfig
 from fastattn.finetune.output import METRICS_FILE, RUN_FILE, OutputFolder, choose_folder
-from fastattn.finetune.training import Tokenized, evaluate, make_trainer
+from fastattn.finetune.training import Tokenized, choose_device, evaluate, make_trainer
 
 # What the packaged reviews train, choose and test on, where the settings do not say: enough for
 # an accuracy well above 0.83, and minutes on two cores.
@@ -30,7 +30,7 @@ _PACKAGED_SIZES = {"train_size": 1_000, "validation_size": 200, "test_size": 1_0
 
 # Settings that a resumed run may change: they do not change what the steps so far have done.
 _MAY_CHANGE = {
-    *("output", "overwrite", "resume", "progress", "threads", "compare_steps"),
+    *("output", "overwrite", "resume", "progress", "threads", "compare_steps", "device"),
     *("epochs", "max_steps", "save_steps", "eval_batch_size"),
 }
 
@@ -71,6 +71,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     started = time.perf_counter()
     console = console or Console(quiet=not config.progress, highlight=False)
     config.check()
+    choose_device(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     prepared = _prepare(config, console)

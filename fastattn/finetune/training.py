@@ -137,6 +137,21 @@ class Progress(TrainerCallback):
         )
 
 
+def choose_device(config: FinetuneConfig) -> str:
+    """Returns "cuda" if it is there or asked for, or else "cpu".
+
+    Raises:
+        ValueError: it is asked for and not there.
+    """
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise ValueError(
+            "finetune: device must be one that torch can use; got 'cuda', and torch sees no GPU. "
+            "Leave --device out, or see `fastattn info`."
+        )
+    return "cuda" if available and config.device != "cpu" else "cpu"
+
+
 def num_training_steps(config: FinetuneConfig, num_texts: int) -> int:
     """Returns the number of optimizer steps of a run."""
     if config.max_steps is not None:
@@ -168,6 +183,7 @@ def make_trainer(
         warmup_steps=warmup,
         weight_decay=config.weight_decay,
         bf16=config.bf16,
+        use_cpu=choose_device(config) == "cpu",
         seed=config.seed,
         eval_strategy="no" if validation is None else "epoch",
         save_strategy="epoch" if config.save_steps is None else "steps",
@@ -176,7 +192,7 @@ def make_trainer(
         logging_steps=max(1, min(50, steps // 50)),
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="non_padding",
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=choose_device(config) == "cuda",
         report_to="none",
         disable_tqdm=True,  # our own bar instead
     )

@@ -68,7 +68,7 @@ BAD = {
     "header.csv": (b"text,label\n", r"header.csv must have at least one row below its header"),
     "latin.csv": ("text,label\ncaf\u00e9,1\n".encode("latin-1"),
                   r"latin.csv must be UTF-8 text; got byte 0xe9 at position 14. Save it as UTF-8"),
-    "latin.jsonl": ('{"text": "caf\u00e9"}'.encode("latin-1"), r"must be UTF-8 text; got byte 0xe9"),
+    "latin.jsonl": ('{"text": "caf\u00e9"}'.encode("latin-1"), r"latin.jsonl must be UTF-8 text"),
     "ragged.csv": (b"text,label\na,1\nb,2,3\n", r"same number of cells in each row.*Quote"),
     "broken.jsonl": (b'{"text": "a", "label": 1}\n{"text": \n',
                      r"each line of broken.jsonl must be JSON; got .* in line 2. Correct"),

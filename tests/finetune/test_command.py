@@ -1,0 +1,169 @@
+"""``fastattn finetune`` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fastattn.cli.app import app
+from fastattn.finetune import FinetuneConfig, finetune
+
+COMMAND = [sys.executable, "-c", "from fastattn.cli import main; main()", "finetune"]
+
+
+def options(config: FinetuneConfig) -> list[str]:
+    """The command line of some settings."""
+    given = []
+    for name, value in config.as_dict().items():
+        option = "--" + name.replace("_", "-")
+        if name == "progress":
+            given += ["--progress" if value else "--quiet"]
+        elif name == "patch":
+            given += [] if value else ["--no-patch"]
+        elif isinstance(value, bool):
+            given += [option] if value else []
+        elif value is not None:
+            given += [option, str(value)]
+    return given
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["finetune", *arguments])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_every_setting_has_an_option(config: FinetuneConfig) -> None:
+    shown = CliRunner().invoke(app, ["finetune", "--help"], env={"COLUMNS": "200"}).output
+    for name in config.as_dict():
+        assert f"--{name.replace('_', '-')}" in shown
+
+
+def test_a_run_in_a_process_of_its_own(config: FinetuneConfig, tmp_path: Path) -> None:
+    config = replace(config, progress=True, compare_steps=1)
+    done = subprocess.run([*COMMAND, *options(config)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "splits    train 24 | validation 8 | test 16 texts, none in two of them",
+        "fastattn: 3 replaced, 0 left",
+        "test accuracy",
+        "tokens/s (padding not counted)",
+        "peak memory",
+        "times as fast as stock Transformers (sdpa)",
+        "batches of 4 x 32 tokens",
+        "What to type next",
+        "from transformers import pipeline",
+    ):
+        assert words in done.stdout
+    assert "loss=" in done.stderr and "tokens/s=" in done.stderr
+    assert "Traceback" not in done.stderr and "arning" not in done.stderr
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    assert f"{metrics['test_accuracy']:.3f}" in done.stdout
+    run = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert "--batch-size 4" in run["command"]
+
+
+def test_what_it_says_to_type_next_works(config: FinetuneConfig) -> None:
+    result = finetune(config)
+    code = (
+        "from transformers import pipeline\n"
+        f"classify = pipeline('text-classification', {str(result.output)!r}, truncation=True)\n"
+        "print(classify(['A film to remember. ' * 50, 'Two hours I will not get back.']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("'label'") == 2
+
+
+def test_a_killed_run_goes_on_to_the_same_model(config: FinetuneConfig, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    config = replace(config, epochs=20.0, save_steps=2, validation_size=0)
+    whole = finetune(replace(config, output=str(tmp_path / "whole")))
+    process = subprocess.Popen(
+        [*COMMAND, *options(config)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    folder = tmp_path / "run"
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("checkpoints/checkpoint-*/trainer_state.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "model.safetensors").exists()
+    code, output = invoke(*options(replace(config, resume=True, progress=True)))
+    assert code == 0, output
+    resumed = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert 0 < resumed["resumed_from_step"] < resumed["train_steps"] == 120
+    states = [
+        AutoModelForSequenceClassification.from_pretrained(path).state_dict()
+        for path in (whole.output, folder)
+    ]
+    assert all(states[0][name].equal(value) for name, value in states[1].items())
+    assert resumed["test_loss"] == whole.metrics["test_loss"]
+
+
+BAD = {
+    "no file": (["--data", "none.csv"], "data must be a file that exists; got 'none.csv'"),
+    "no column": (["--text-column", "body"], "Its columns are: text, label. Use --text-column"),
+    "one class": (["--data", "{one_class}"], "must hold at least two classes; got only 1"),
+    "empty": (["--data", "{empty}"], "must have at least one row below its header"),
+    "no label": (["--data", "{no_label}"], "every row must have a label; got none in row 2"),
+    "too many": (["--train-size", "100"], "train_size must be at most the 36 different texts"),
+    "no model": (["--model", "/no/model"], "model must be a folder that exists"),
+    "learning rate": (["--learning-rate", "0"], "learning_rate must be above 0"),
+    "dropout": (["--dropout", "1"], "dropout must be at least 0 and below 1; got 1.0"),
+    "batch size": (["--batch-size", "0"], "batch_size must be a whole number of at least 1"),
+    "output": (["--output", "{empty}/run"], "output must be a folder that can be written to"),
+    "taken": (["--output", "{taken}"], "which holds config.json. Choose another folder with"),
+    "resume": (["--resume"], "output must hold a checkpoint to resume from"),
+    "size": (["--train-size", "some"], 'train_size must be "all" or a whole number'),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_clear_message(
+    config: FinetuneConfig, tmp_path: Path, name: str
+) -> None:
+    files = {
+        "one_class": "text,label\na,1\nb,1\n",
+        "empty": "text,label\n",
+        "no_label": "text,label\na,1\nb,\n",
+    }
+    places = {"taken": tmp_path / "taken"}
+    for stem, content in files.items():
+        places[stem] = tmp_path / f"{stem}.csv"
+        places[stem].write_text(content, encoding="utf-8")
+    places["taken"].mkdir()
+    (places["taken"] / "config.json").touch()
+    before = set(tmp_path.rglob("*"))
+    changed, message = BAD[name]
+    # A later option goes first.
+    code, output = invoke(*options(config), *(word.format(**places) for word in changed))
+    assert code == 2
+    assert message in output
+    assert "Traceback" not in output
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_debug_shows_the_traceback(config: FinetuneConfig) -> None:
+    result = CliRunner().invoke(app, ["finetune", *options(config), "--dropout", "2", "--debug"])
+    assert isinstance(result.exception, ValueError)
+
+
+def test_no_compare(config: FinetuneConfig, tmp_path: Path) -> None:
+    code, output = invoke(*options(replace(config, compare_steps=2)), "--no-compare")
+    assert code == 0, output
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    assert "compare" not in metrics
