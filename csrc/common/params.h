@@ -62,4 +62,58 @@ struct AttentionBwdParams : AttentionParams {
   BiasRef dbias;     // may be null; zeroed by the caller
 };
 
+// A matrix whose rows are contiguous.
+struct MatrixRef {
+  void* data = nullptr;
+  int64_t row_stride = 0;  // in elements
+};
+
+// Matrices are (rows, hidden_size). Vectors are (hidden_size,) of float32, or float64 for float64
+// matrices, and contiguous, as are mean and rstd, (rows,).
+struct LayerNormParams {
+  ElementType x_dtype = ElementType::kFloat32;
+  ElementType dtype = ElementType::kFloat32;  // of residual and out: x_dtype or float32
+  MatrixRef x, residual, out;
+  const void* x_bias = nullptr;  // may be null
+  const void* weight = nullptr;
+  const void* bias = nullptr;
+  void* mean = nullptr;
+  void* rstd = nullptr;  // 1 / sqrt(variance + eps)
+  int64_t rows = 0, hidden_size = 0;
+  double eps = 0.0;
+  uint64_t seed = 0;
+  uint32_t drop_threshold = 0;  // of 65536; 0 = no dropout
+  int num_threads = 1;
+};
+
+struct LayerNormBwdParams : LayerNormParams {
+  MatrixRef dout, dresidual;
+  MatrixRef dx;  // null if it is equal to dresidual
+  void* dweight = nullptr;
+  void* dbias = nullptr;
+  void* dx_bias = nullptr;  // may be null
+};
+
+struct GeluParams {
+  ElementType dtype = ElementType::kFloat32;
+  MatrixRef x, out;            // (rows, cols)
+  const void* bias = nullptr;  // (cols,) as above; may be null
+  int64_t rows = 0, cols = 0;
+  int num_threads = 1;
+};
+
+struct GeluBwdParams : GeluParams {
+  MatrixRef dout, dx;
+  void* dbias = nullptr;  // may be null
+};
+
+struct HiddenDropoutParams {
+  ElementType dtype = ElementType::kFloat32;
+  MatrixRef x, out;  // (rows, hidden_size)
+  int64_t rows = 0, hidden_size = 0;
+  uint64_t seed = 0;
+  uint32_t drop_threshold = 0;
+  int num_threads = 1;
+};
+
 }  // namespace fastattn

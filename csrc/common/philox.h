@@ -1,4 +1,4 @@
-// The dropout rule of fastattn/dropout.py: which random bits decide on which attention weight.
+// The dropout rules of fastattn/dropout.py: which random bits decide on which element.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,14 @@ constexpr int kTile = 16;
 constexpr int kCallsPerTile = 32;
 constexpr uint32_t kDraws = 1u << 16;
 
-// Kept weights are multiplied by one over the probability of keeping.
+// Hidden states are drawn by row, in blocks of 256 columns: 32 calls of 8 draws each. Call c of a
+// block serves columns 2 * c + {0, 1} of each of its four groups of 64, one group a word.
+constexpr int kHiddenBlock = 256;
+constexpr int kHiddenGroup = 64;
+constexpr int kCallsPerHiddenBlock = 32;
+constexpr uint32_t kHiddenMark = 0x48494444u;  // "HIDD", where attention has a sequence's index
+
+// What is kept is multiplied by one over the probability of keeping.
 inline double keep_scale(uint32_t drop_threshold) {
   return static_cast<double>(kDraws) / (kDraws - drop_threshold);
 }

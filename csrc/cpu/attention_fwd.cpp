@@ -33,7 +33,7 @@ struct Scratch {
   using Word = typename Math::Word;
   Word *q, *k, *v, *p;
   Stat *s, *acc, *row_max, *row_sum, *holes;
-  uint8_t* keep;
+  uint16_t* keep;
   size_t bytes;
 
   Scratch(void* block, int64_t chunk_rows, int64_t seqlen_k, int64_t d_words, int64_t d_cols) {
@@ -48,37 +48,10 @@ struct Scratch {
     row_max = carver.take<Stat>(chunk_rows);
     row_sum = carver.take<Stat>(chunk_rows);
     holes = carver.take<Stat>(round_up(seqlen_k, kLanes<Stat>));
-    keep = carver.take<uint8_t>(kBlockM * kBlockN / 8);
+    keep = carver.take<uint16_t>(KeepMask<kBlockM>::size(kBlockN));
     bytes = carver.used();
   }
 };
-
-// Turns one row of scores into weights in place (float) or in `p` (pairs), and updates the row's
-// statistics. Returns by how much what was accumulated before must be multiplied.
-template <class Math>
-inline typename Math::Stat softmax_row(typename Math::Stat* s, typename Math::Word* p, int cols,
-                                       typename Math::Stat factor, const uint8_t* keep,
-                                       typename Math::Stat* row_max, typename Math::Stat* row_sum) {
-  using Stat = typename Math::Stat;
-  constexpr int kStep = kLanes<Stat>;
-  Vec<Stat> max_lanes = splat(-kInfinity<Stat>);
-  for (int j = 0; j < cols; j += kStep) max_lanes = max<Stat>(max_lanes, load(s + j) * factor);
-  const Stat old_max = *row_max, new_max = max_of(old_max, reduce_max<Stat>(max_lanes));
-  const Stat shift = new_max == -kInfinity<Stat> ? 0 : new_max;
-  Vec<Stat> sum = splat<Stat>(0);
-  for (int j = 0; j < cols; j += kStep) {
-    Vec<Stat> weight = exp2(load(s + j) * factor - shift);
-    sum += weight;
-    if (keep != nullptr) weight = keep_lanes<Stat>(weight, keep_bits<Stat>(keep, j));
-    Math::store_weights(p, j, weight);
-  }
-  *row_max = new_max;
-  const Stat rescale = old_max == new_max || old_max == -kInfinity<Stat>
-                           ? 1
-                           : exp2(splat(old_max - shift))[0];
-  *row_sum = *row_sum * rescale + reduce_add<Stat>(sum);
-  return rescale;
-}
 
 template <class Math, class Element>
 class ForwardUnit {
@@ -125,9 +98,10 @@ class ForwardUnit {
       pack_columns<Math>(q_block(row0), kBlockM, q + row0 * params_.q.row_stride,
                          params_.q.row_stride, rows, head_dim_, [](int) { return true; });
     }
-    for (int64_t i = 0; i < row_end_ - row_begin_; ++i) {
-      scratch_.row_max[i] = -kInfinity<Stat>;
-      scratch_.row_sum[i] = 0;
+    const Vec<Stat> none = splat(-kInfinity<Stat>);
+    for (int64_t i = 0; i < row_end_ - row_begin_; i += kLanes<Stat>) {
+      store(scratch_.row_max + i, none);
+      store(scratch_.row_sum + i, splat<Stat>(0));
     }
     std::memset(scratch_.acc, 0, (row_end_ - row_begin_) * d_cols_ * sizeof(Stat));
   }
@@ -147,30 +121,69 @@ class ForwardUnit {
     const int vec_cols = static_cast<int>(round_up(cols, kLanes<Stat>));
     gemm<Math, 1>(rows, vec_cols, d_words_, q_block(row0), kBlockM, scratch_.k, kBlockN,
                   scratch_.s, kBlockN, /*accumulate=*/false);
-    const bool plain = rule_.is_plain(row0, rows, col0, vec_cols);
-    const Stat factor = plain ? rule_.factor() : 1;
-    const bool dropout = params_.drop_threshold != 0;
-    if (dropout) {
-      fill_keep_mask(scratch_.keep, kBlockN / 8, params_.seed, params_.drop_threshold,
-                     static_cast<uint32_t>(sequence_.index), static_cast<uint32_t>(head_), row0,
-                     rows, col0, cols);
-    }
-    Stat* acc = scratch_.acc + (row0 - row_begin_) * d_cols_;
-    for (int i = 0; i < rows; ++i) {
-      Stat* s = scratch_.s + i * kBlockN;
-      if (!plain) rule_.apply(s, row0 + i, col0, vec_cols, /*slope=*/nullptr);
-      const int64_t row = row0 - row_begin_ + i;
-      const Stat rescale = softmax_row<Math>(
-          s, scratch_.p + i * (kBlockN / Math::kPair), vec_cols, factor,
-          dropout ? scratch_.keep + i * (kBlockN / 8) : nullptr, scratch_.row_max + row,
-          scratch_.row_sum + row);
-      if (rescale != 1) {
-        for (int j = 0; j < d_cols_; ++j) acc[i * d_cols_ + j] *= rescale;
+    Stat factor = rule_.factor();
+    if (!rule_.is_plain(row0, rows, col0, vec_cols)) {
+      for (int i = 0; i < rows; ++i) {
+        rule_.apply(scratch_.s + i * kBlockN, row0 + i, col0, vec_cols, /*slope=*/nullptr);
       }
+      factor = 1;
+    }
+    if (params_.drop_threshold != 0) {
+      KeepMask<kBlockM>(scratch_.keep)
+          .draw(params_.seed, params_.drop_threshold, static_cast<uint32_t>(sequence_.index),
+                static_cast<uint32_t>(head_), row0, rows, col0, cols);
+    }
+    for (int i = 0; i < rows; i += kLanes<Stat>) {
+      softmax_rows(row0 - row_begin_ + i, i, min_of(rows - i, kLanes<Stat>), vec_cols, factor);
     }
     gemm<Math, kBlockN / Math::kPair>(rows, d_cols_, (cols + Math::kPair - 1) / Math::kPair,
-                                      scratch_.p, 1, scratch_.v, d_cols_, acc, d_cols_,
+                                      scratch_.p, 1, scratch_.v, d_cols_,
+                                      scratch_.acc + (row0 - row_begin_) * d_cols_, d_cols_,
                                       /*accumulate=*/true);
+  }
+
+  // Turns up to kLanes rows of a tile into weights, and updates their statistics and sums. The
+  // rows' maxima and sums are vectors with a row in each lane, so no row waits for another's.
+  // `row` and `tile_row` are the first row in the chunk and in the tile.
+  void softmax_rows(int64_t row, int tile_row, int rows, int cols, Stat factor) {
+    Vec<Stat> lanes[kLanes<Stat>];
+    for (int i = 0; i < kLanes<Stat>; ++i) {
+      lanes[i] = splat(-kInfinity<Stat>);
+      if (i >= rows) continue;
+      const Stat* s = scratch_.s + (tile_row + i) * kBlockN;
+      for (int j = 0; j < cols; j += kLanes<Stat>) lanes[i] = max<Stat>(lanes[i], load(s + j));
+    }
+    const Vec<Stat> tile_max = reduce_rows<Stat>(lanes, max<Stat>) * factor;
+    const Vec<Stat> old_max = load(scratch_.row_max + row), new_max = max<Stat>(tile_max, old_max);
+    const Vec<Stat> shift = new_max == -kInfinity<Stat> ? splat<Stat>(0) : new_max;
+    for (int i = 0; i < kLanes<Stat>; ++i) {
+      lanes[i] = i < rows ? weights(tile_row + i, cols, factor, shift[i]) : splat<Stat>(0);
+    }
+    const Vec<Stat> rescale = exp2(old_max - shift);  // 0 for the first keys: nothing to rescale
+    const Vec<Stat> sum = reduce_rows<Stat>(lanes, [](auto a, auto b) { return a + b; });
+    store(scratch_.row_sum + row, load(scratch_.row_sum + row) * rescale + sum);
+    store(scratch_.row_max + row, new_max);
+    for (int i = 0; i < rows; ++i) {
+      if (rescale[i] == 1 || old_max[i] == -kInfinity<Stat>) continue;
+      Stat* acc = scratch_.acc + (row + i) * d_cols_;
+      for (int j = 0; j < d_cols_; ++j) acc[j] *= rescale[i];
+    }
+  }
+
+  // Replaces the scores of one row by weights; returns the lanes of their sum, dropped ones
+  // included.
+  Vec<Stat> weights(int tile_row, int cols, Stat factor, Stat shift) {
+    const Stat* s = scratch_.s + tile_row * kBlockN;
+    Word* p = scratch_.p + tile_row * (kBlockN / Math::kPair);
+    const KeepMask<kBlockM> keep(scratch_.keep);
+    Vec<Stat> sum = splat<Stat>(0);
+    for (int j = 0; j < cols; j += kLanes<Stat>) {
+      Vec<Stat> weight = exp2(load(s + j) * factor - shift);
+      sum += weight;
+      if (params_.drop_threshold != 0) weight = keep_lanes<Stat>(weight, keep.bits(tile_row, j));
+      Math::store_weights(p, j, weight);
+    }
+    return sum;
   }
 
   void store_outputs() {
@@ -180,7 +193,7 @@ class ForwardUnit {
     for (int64_t row = row_begin_; row < row_end_; ++row) {
       const int64_t i = row - row_begin_;
       const Stat sum = scratch_.row_sum[i];
-      const bool empty = sum == 0;
+      const bool empty = scratch_.row_max[i] == -kInfinity<Stat>;
       store_row(out + row * params_.out.row_stride, scratch_.acc + i * d_cols_, head_dim_,
                 empty ? Stat{0} : keep_scale / sum);
       lse[row * params_.lse.row_stride] =

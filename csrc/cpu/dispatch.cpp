@@ -9,10 +9,15 @@
 
 namespace fastattn::cpu {
 
-#define FASTATTN_DECLARE(isa)                       \
-  namespace isa {                                   \
-  void attention_fwd(const AttentionParams& params);    \
-  void attention_bwd(const AttentionBwdParams& params); \
+#define FASTATTN_DECLARE(isa)                              \
+  namespace isa {                                          \
+  void attention_fwd(const AttentionParams& params);       \
+  void attention_bwd(const AttentionBwdParams& params);    \
+  void layer_norm_fwd(const LayerNormParams& params);      \
+  void layer_norm_bwd(const LayerNormBwdParams& params);   \
+  void gelu_fwd(const GeluParams& params);                 \
+  void gelu_bwd(const GeluBwdParams& params);              \
+  void hidden_dropout(const HiddenDropoutParams& params);  \
   }
 FASTATTN_DECLARE(baseline)
 FASTATTN_DECLARE(avx2)
@@ -27,18 +32,26 @@ struct Kernels {
   bool (*supported)();
   void (*attention_fwd)(const AttentionParams&);
   void (*attention_bwd)(const AttentionBwdParams&);
+  void (*layer_norm_fwd)(const LayerNormParams&);
+  void (*layer_norm_bwd)(const LayerNormBwdParams&);
+  void (*gelu_fwd)(const GeluParams&);
+  void (*gelu_bwd)(const GeluBwdParams&);
+  void (*hidden_dropout)(const HiddenDropoutParams&);
 };
+#define FASTATTN_KERNELS(isa)                                                             \
+  isa::attention_fwd, isa::attention_bwd, isa::layer_norm_fwd, isa::layer_norm_bwd,       \
+      isa::gelu_fwd, isa::gelu_bwd, isa::hidden_dropout
 
 // From slow to fast.
 const Kernels kCompiled[] = {
-    {"baseline", [] { return true; }, baseline::attention_fwd, baseline::attention_bwd},
+    {"baseline", [] { return true; }, FASTATTN_KERNELS(baseline)},
 #ifdef FASTATTN_CPU_HAVE_AVX2
     {"avx2",
      [] {
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
               __builtin_cpu_supports("f16c");
      },
-     avx2::attention_fwd, avx2::attention_bwd},
+     FASTATTN_KERNELS(avx2)},
 #endif
 #ifdef FASTATTN_CPU_HAVE_AVX512
     {"avx512",
@@ -46,7 +59,7 @@ const Kernels kCompiled[] = {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      },
-     avx512::attention_fwd, avx512::attention_bwd},
+     FASTATTN_KERNELS(avx512)},
 #endif
 #ifdef FASTATTN_CPU_HAVE_AVX512_BF16
     {"avx512_bf16",
@@ -54,9 +67,10 @@ const Kernels kCompiled[] = {
        return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16");
      },
-     avx512_bf16::attention_fwd, avx512_bf16::attention_bwd},
+     FASTATTN_KERNELS(avx512_bf16)},
 #endif
 };
+#undef FASTATTN_KERNELS
 
 // Returns the instruction set of that name, or the best for "".
 const Kernels* find(const std::string& name) {
@@ -83,6 +97,11 @@ const Kernels*& current() {
 
 void attention_fwd(const AttentionParams& params) { current()->attention_fwd(params); }
 void attention_bwd(const AttentionBwdParams& params) { current()->attention_bwd(params); }
+void layer_norm_fwd(const LayerNormParams& params) { current()->layer_norm_fwd(params); }
+void layer_norm_bwd(const LayerNormBwdParams& params) { current()->layer_norm_bwd(params); }
+void gelu_fwd(const GeluParams& params) { current()->gelu_fwd(params); }
+void gelu_bwd(const GeluBwdParams& params) { current()->gelu_bwd(params); }
+void hidden_dropout(const HiddenDropoutParams& params) { current()->hidden_dropout(params); }
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;

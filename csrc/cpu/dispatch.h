@@ -11,6 +11,11 @@ namespace fastattn::cpu {
 
 void attention_fwd(const AttentionParams& params);
 void attention_bwd(const AttentionBwdParams& params);
+void layer_norm_fwd(const LayerNormParams& params);
+void layer_norm_bwd(const LayerNormBwdParams& params);
+void gelu_fwd(const GeluParams& params);
+void gelu_bwd(const GeluBwdParams& params);
+void hidden_dropout(const HiddenDropoutParams& params);
 
 // Names of the instruction sets that are compiled in and that this CPU has, best last.
 std::vector<std::string> instruction_sets();

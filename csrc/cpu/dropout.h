@@ -44,41 +44,60 @@ inline uint32_t kept_bits(Vec<uint32_t> words, uint32_t drop_threshold) {
 #endif
 }
 
-// Fills the mask of rows [row0, row0 + rows) and columns [col0, col0 + cols); row0 and col0 are
-// multiples of 16, and whole tiles are written. Bit col % 8 of
-// keep[(row - row0) * row_bytes + (col - col0) / 8] is set where the weight is kept.
-inline void fill_keep_mask(uint8_t* keep, int row_bytes, uint64_t seed, uint32_t drop_threshold,
-                           uint32_t sequence, uint32_t head, int64_t row0, int rows, int64_t col0,
-                           int cols) {
-  constexpr int kCalls = kLanes<uint32_t>;  // calls side by side; 4 of them serve one row
-  constexpr int kRowsPerVec = kCalls / 4;
-  const Vec<uint32_t> lane = iota<uint32_t>();
-  for (int row = 0; row < rows; row += philox::kTile) {
-    const auto row_tile = static_cast<uint32_t>((row0 + row) / philox::kTile);
-    for (int col = 0; col < cols; col += philox::kTile) {
-      const auto col_tile = static_cast<uint32_t>((col0 + col) / philox::kTile);
-      for (int call = 0; call < philox::kCallsPerTile; call += kCalls) {
-        const PhiloxWords words =
-            philox4x32(seed, lane + (col_tile * philox::kCallsPerTile + call), splat(row_tile),
-                       splat(head), splat(sequence));
-        for (int w = 0; w < 4; ++w) {
-          const uint32_t kept = kept_bits(words.word[w], drop_threshold);
-          uint8_t* first = keep + (row + 8 * (w / 2) + call / 4) * row_bytes + col / 8 + w % 2;
-          for (int i = 0; i < kRowsPerVec; ++i) {
-            first[i * row_bytes] = static_cast<uint8_t>(kept >> (8 * i));
-          }
+// The mask of a tile of up to kRows rows: bit col % 16 of column tile col / 16 and row `row`.
+template <int kRows>
+class KeepMask {
+ public:
+  static constexpr int size(int cols) { return cols / philox::kTile * kRows; }
+  explicit KeepMask(uint16_t* bits) : bits_(bits) {}
+
+  // Draws rows [row0, row0 + rows) and columns [col0, col0 + cols) of one head of one sequence.
+  // row0 and col0 are multiples of 16, and whole tiles of the dropout rule are drawn.
+  void draw(uint64_t seed, uint32_t drop_threshold, uint32_t sequence, uint32_t head,
+            int64_t row0, int rows, int64_t col0, int cols) {
+    constexpr int kCalls = kLanes<uint32_t>;  // calls side by side; 4 of them serve one row
+    const Vec<uint32_t> lane = iota<uint32_t>();
+    for (int row = 0; row < rows; row += philox::kTile) {
+      const auto row_tile = static_cast<uint32_t>((row0 + row) / philox::kTile);
+      for (int col = 0; col < cols; col += philox::kTile) {
+        const auto col_tile = static_cast<uint32_t>((col0 + col) / philox::kTile);
+        for (int call = 0; call < philox::kCallsPerTile; call += kCalls) {
+          const PhiloxWords words =
+              philox4x32(seed, lane + (col_tile * philox::kCallsPerTile + call), splat(row_tile),
+                         splat(head), splat(sequence));
+          uint16_t* bits = bits_ + col / philox::kTile * kRows + row + call / 4;
+          store_rows(bits, words.word[0], words.word[1], drop_threshold);
+          store_rows(bits + 8, words.word[2], words.word[3], drop_threshold);
         }
       }
     }
   }
-}
 
-// The mask bits of the vector of scores that starts at column `col` of a row of the mask.
-template <class Stat>
-inline uint32_t keep_bits(const uint8_t* row, int col) {
-  uint16_t bits = row[col / 8];
-  if (kLanes<Stat> > 8) bits |= static_cast<uint16_t>(row[col / 8 + 1] << 8);
-  return static_cast<uint32_t>(bits) >> (col % 8);
-}
+  // The bits of the vector of scores that starts at column `col` of a row, in the low lanes.
+  uint32_t bits(int row, int col) const {
+    return static_cast<uint32_t>(bits_[col / philox::kTile * kRows + row]) >>
+           (col % philox::kTile);
+  }
+
+ private:
+  // The words that decide on columns 0-7 and 8-15 of neighbouring rows, 8 columns a byte.
+  static void store_rows(uint16_t* bits, Vec<uint32_t> left, Vec<uint32_t> right,
+                         uint32_t drop_threshold) {
+    const uint32_t left_bits = kept_bits(left, drop_threshold);
+    const uint32_t right_bits = kept_bits(right, drop_threshold);
+#if defined(__AVX512F__)
+    const __m128i rows = _mm_unpacklo_epi8(_mm_cvtsi32_si128(static_cast<int>(left_bits)),
+                                           _mm_cvtsi32_si128(static_cast<int>(right_bits)));
+    std::memcpy(bits, &rows, 8);
+#else
+    for (int i = 0; i < kLanes<uint32_t> / 4; ++i) {
+      bits[i] = static_cast<uint16_t>(((left_bits >> (8 * i)) & 0xFFu) |
+                                      (((right_bits >> (8 * i)) & 0xFFu) << 8));
+    }
+#endif
+  }
+
+  uint16_t* bits_;
+};
 
 }  // namespace fastattn::cpu::FASTATTN_CPU_ISA

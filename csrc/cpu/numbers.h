@@ -77,6 +77,43 @@ inline T from_float(double x) {
   return x;
 }
 
+// kLanes elements as a vector of statistics.
+template <class Stat, class Element>
+inline Vec<Stat> load_stats(const Element* p) {
+  Vec<Stat> v;
+  for (int i = 0; i < kLanes<Stat>; ++i) v[i] = to_float(p[i]);
+  return v;
+}
+template <>
+inline Vec<float> load_stats<float, float>(const float* p) {
+  return load(p);
+}
+template <>
+inline Vec<double> load_stats<double, double>(const double* p) {
+  return load(p);
+}
+#if defined(__AVX512F__)
+template <>
+inline Vec<float> load_stats<float, BFloat16>(const BFloat16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+template <>
+inline Vec<float> load_stats<float, Half>(const Half* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+#elif defined(__AVX2__)
+template <>
+inline Vec<float> load_stats<float, BFloat16>(const BFloat16* p) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+template <>
+inline Vec<float> load_stats<float, Half>(const Half* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+#endif
+
 // Arithmetic in T: one number a word.
 template <class T>
 struct FloatMath {
@@ -86,6 +123,11 @@ struct FloatMath {
   template <class Element>
   static Word word(const Element* pair, ptrdiff_t /*stride*/) {
     return static_cast<T>(to_float(pair[0]));
+  }
+  // kLanes words of one row.
+  template <class Element>
+  static Vec<Word> load_words(const Element* row) {
+    return load_stats<T>(row);
   }
   static Vec<Stat> multiply_add(Vec<Word> a, Vec<Word> b, Vec<Stat> c) { return a * b + c; }
   // Stores weights of one row from column `col` on, as words along the columns.
@@ -100,6 +142,9 @@ struct BFloat16Math {
   static constexpr int kPair = 2;
   static Word word(const BFloat16* pair, ptrdiff_t stride) {
     return pair[0].bits | (uint32_t{pair[stride].bits} << 16);
+  }
+  static Vec<Word> load_words(const BFloat16* row) {
+    return load(reinterpret_cast<const Word*>(row));
   }
   static Vec<Stat> multiply_add(Vec<Word> a, Vec<Word> b, Vec<Stat> c) {
     return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));

@@ -12,24 +12,44 @@
 
 namespace fastattn::cpu::FASTATTN_CPU_ISA {
 
+// One row as a column, without vectors.
+template <class Math, class Element>
+inline void pack_column(typename Math::Word* dst, ptrdiff_t ld, const Element* row, int begin,
+                        int head_dim, bool is_live) {
+  using Word = typename Math::Word;
+  constexpr int kPair = Math::kPair;
+  for (int p = begin; p * kPair < head_dim; ++p) {
+    const Element pair[2] = {row[p * kPair],
+                             (p + 1) * kPair <= head_dim ? row[p * kPair + kPair - 1] : Element{}};
+    dst[p * ld] = is_live ? Math::word(pair, 1) : Word{0};
+  }
+}
+
 // Fills columns [0, round_up(rows, kLanes)) for head_dim words; `ld` is at least that many.
 template <class Math, class Element, class IsLive>
 inline void pack_columns(typename Math::Word* dst, ptrdiff_t ld, const Element* src,
                          ptrdiff_t row_stride, int rows, int head_dim, const IsLive& is_live) {
   using Word = typename Math::Word;
-  constexpr int kPair = Math::kPair;
-  const int words = (head_dim + kPair - 1) / kPair;
-  const int cols = static_cast<int>(round_up(rows, kLanes<Word>));
-  for (int i = 0; i < cols; ++i) {
-    const Element* row = src + i * row_stride;
-    if (i >= rows || !is_live(i)) {
-      for (int p = 0; p < words; ++p) dst[p * ld + i] = Word{0};
-      continue;
+  constexpr int kSide = kLanes<Word>;
+  const int whole_words = head_dim / (kSide * Math::kPair) * kSide;
+  for (int i0 = 0; i0 < rows; i0 += kSide) {
+    const Element* row = src + i0 * row_stride;
+    bool live[kSide];
+    for (int i = 0; i < kSide; ++i) live[i] = i0 + i < rows && is_live(i0 + i);
+    for (int p = 0; p < whole_words; p += kSide) {
+      Vec<Word> block[kSide];
+#pragma GCC unroll 16
+      for (int i = 0; i < kSide; ++i) {
+        block[i] = live[i] ? Math::load_words(row + i * row_stride + p * Math::kPair)
+                           : splat<Word>(0);
+      }
+      transpose<Word>(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < kSide; ++i) store(dst + (p + i) * ld + i0, block[i]);
     }
-    for (int p = 0; p < head_dim / kPair; ++p) dst[p * ld + i] = Math::word(row + p * kPair, 1);
-    if (head_dim % kPair != 0) {
-      const Element last[2] = {row[head_dim - 1], Element{}};
-      dst[(words - 1) * ld + i] = Math::word(last, 1);
+    for (int i = 0; i < kSide; ++i) {
+      pack_column<Math>(dst + i0 + i, ld, live[i] ? row + i * row_stride : src, whole_words,
+                        head_dim, live[i]);
     }
   }
 }

@@ -72,7 +72,7 @@ struct Queries {
     for (int64_t row0 = 0; row0 < sequence.seqlen_q; row0 += kGradBlockM) {
       const int rows = static_cast<int>(min_of<int64_t>(kGradBlockM, sequence.seqlen_q - row0));
       bool any = false;
-      for (int i = 0; i < rows; ++i) any |= load_stats<Element>(params, sequence, head, row0 + i);
+      for (int i = 0; i < rows; ++i) any |= load_row_stats<Element>(params, sequence, head, row0 + i);
       block_is_live[row0 / kGradBlockM] = any;
       if (!any) continue;
       const auto is_live = [&](int i) { return lse2[row0 + i] != kInfinity<Stat>; };
@@ -90,15 +90,23 @@ struct Queries {
  private:
   // Fills lse2 and delta of a row; returns whether the row is live.
   template <class Element>
-  bool load_stats(const AttentionBwdParams& params, const Sequence& sequence, int64_t head,
+  bool load_row_stats(const AttentionBwdParams& params, const Sequence& sequence, int64_t head,
                   int64_t row) {
     const Element* dout =
         sequence.template q_rows<const Element>(params.dout, head) + row * params.dout.row_stride;
     const Element* out =
         sequence.template q_rows<const Element>(params.out, head) + row * params.out.row_stride;
-    Stat sum = 0;
-    bool live = false;
-    for (int64_t j = 0; j < params.head_dim; ++j) {
+    constexpr int kStep = kLanes<Stat>;
+    Vec<Stat> products = splat<Stat>(0), nonzero = splat<Stat>(0);
+    int64_t j = 0;
+    for (; j + kStep <= params.head_dim; j += kStep) {
+      const Vec<Stat> d = load_stats<Stat>(dout + j);
+      products += load_stats<Stat>(out + j) * d;
+      nonzero += d != 0 ? splat<Stat>(1) : splat<Stat>(0);
+    }
+    Stat sum = reduce_add<Stat>(products);
+    bool live = reduce_add<Stat>(nonzero) != 0;
+    for (; j < params.head_dim; ++j) {
       const Stat d = to_float(dout[j]);
       live |= d != 0;
       sum += static_cast<Stat>(to_float(out[j])) * d;
@@ -155,14 +163,14 @@ struct ScoreGradTile {
   Word *p_pairs, *ds_pairs;     // (kGradBlockM / kPair, kGradBlockN), words along the rows
   Word* ds_rows;                // (kGradBlockM, kGradBlockN / kPair), words along the columns
   Stat* slope;                  // derivative of the softcap
-  uint8_t* keep;
+  uint16_t* keep;
 
   void carve(Carver& carver) {
     constexpr int kSize = kGradBlockM * kGradBlockN;
     p = carver.take<Stat>(kSize);
     ds = carver.take<Stat>(kSize);
     slope = carver.take<Stat>(kSize);
-    keep = carver.take<uint8_t>(kSize / 8);
+    keep = carver.take<uint16_t>(KeepMask<kGradBlockM>::size(kGradBlockN));
     if constexpr (Math::kPair == 1) {
       p_pairs = p, ds_pairs = ds, ds_rows = ds;
     } else {
@@ -187,16 +195,16 @@ struct ScoreGradTile {
     const bool plain = rule.is_plain(row0, rows, col0, vec_cols);
     const bool dropout = params.drop_threshold != 0;
     if (dropout) {
-      fill_keep_mask(keep, kLd / 8, params.seed, params.drop_threshold,
-                     static_cast<uint32_t>(sequence.index), static_cast<uint32_t>(head), row0,
-                     rows, col0, cols);
+      KeepMask<kGradBlockM>(keep).draw(params.seed, params.drop_threshold,
+                                       static_cast<uint32_t>(sequence.index),
+                                       static_cast<uint32_t>(head), row0, rows, col0, cols);
     }
     const Stat factor = plain ? rule.factor() : 1;
     const Stat keep_scale = static_cast<Stat>(philox::keep_scale(params.drop_threshold));
     for (int i = 0; i < rows; ++i) {
       if (!plain) rule.apply(p + i * kLd, row0 + i, col0, vec_cols, slope + i * kLd);
-      row_grad(p + i * kLd, ds + i * kLd, dropout ? keep + i * (kLd / 8) : nullptr, vec_cols,
-               factor, queries.lse2[row0 + i], queries.delta[row0 + i], keep_scale);
+      row_grad(i, vec_cols, dropout, factor, queries.lse2[row0 + i], queries.delta[row0 + i],
+               keep_scale);
       if (before_softcap && rule.has_softcap()) {
         for (int j = 0; j < vec_cols; ++j) ds[i * kLd + j] *= slope[i * kLd + j];
       }
@@ -205,18 +213,21 @@ struct ScoreGradTile {
   }
 
  private:
-  static void row_grad(Stat* p, Stat* ds, const uint8_t* keep, int cols, Stat factor, Stat lse2,
-                       Stat delta, Stat keep_scale) {
+  // Turns the products of one row into weights and gradients.
+  void row_grad(int row, int cols, bool dropout, Stat factor, Stat lse2, Stat delta,
+                Stat keep_scale) {
+    Stat *row_p = p + row * kLd, *row_ds = ds + row * kLd;
+    const KeepMask<kGradBlockM> mask(keep);
     for (int j = 0; j < cols; j += kLanes<Stat>) {
-      const Vec<Stat> weight = exp2(load(p + j) * factor - lse2);
-      Vec<Stat> dp = load(ds + j), kept = weight;
-      if (keep != nullptr) {
-        const uint32_t bits = keep_bits<Stat>(keep, j);
+      const Vec<Stat> weight = exp2(load(row_p + j) * factor - lse2);
+      Vec<Stat> dp = load(row_ds + j), kept = weight;
+      if (dropout) {
+        const uint32_t bits = mask.bits(row, j);
         dp = keep_lanes<Stat>(dp, bits) * keep_scale;
         kept = keep_lanes<Stat>(weight, bits);
       }
-      store(p + j, kept);
-      store(ds + j, weight * (dp - delta));
+      store(row_p + j, kept);
+      store(row_ds + j, weight * (dp - delta));
     }
   }
 

@@ -126,9 +126,10 @@ class ScoreRule {
     return max_of(first_col(row0), col0) < min_of(end_col(row0, rows), col0 + cols);
   }
 
-  // Whether a tile of whole vectors is s2 = factor() * s and nothing else.
+  // Whether a tile of whole vectors is s2 = factor() * s and nothing else, with a factor above 0.
   bool is_plain(int64_t row0, int rows, int64_t col0, int cols) const {
-    if (softcap_ > 0 || bias_ != nullptr || has_alibi_ || keys_.hole != nullptr) return false;
+    if (!(scale_ > 0) || softcap_ > 0 || bias_ != nullptr || has_alibi_) return false;
+    if (keys_.hole != nullptr) return false;
     return first_col(row0 + rows - 1) <= col0 && col0 + cols <= end_col(row0, 1);
   }
   Stat factor() const { return scale_ * static_cast<Stat>(kLog2E); }

@@ -39,7 +39,7 @@ struct Int {
   static constexpr int value = kValue;
 };
 
-// The integer with as many bits as a float or double.
+// The integer with as many bits as a number.
 template <class T>
 struct BitsOf;
 template <>
@@ -49,6 +49,10 @@ struct BitsOf<float> {
 template <>
 struct BitsOf<double> {
   using type = int64_t;
+};
+template <>
+struct BitsOf<uint32_t> {
+  using type = int32_t;
 };
 template <class T>
 using Bits = typename BitsOf<T>::type;
@@ -97,12 +101,6 @@ inline Vec<float> max<float>(Vec<float> a, Vec<float> b) {
 #endif
 
 template <class T>
-inline T reduce_max(Vec<T> v) {
-  T m = v[0];
-  for (int i = 1; i < kLanes<T>; ++i) m = v[i] > m ? v[i] : m;
-  return m;
-}
-template <class T>
 inline T reduce_add(Vec<T> v) {
   T partial[kLanes<T>];
   std::memcpy(partial, &v, sizeof(v));
@@ -113,14 +111,51 @@ inline T reduce_add(Vec<T> v) {
 }
 #if defined(__AVX512F__)
 template <>
-inline float reduce_max<float>(Vec<float> v) {
-  return _mm512_reduce_max_ps(v);
-}
-template <>
 inline float reduce_add<float>(Vec<float> v) {
   return _mm512_reduce_add_ps(v);
 }
 #endif
+
+// Exchanges blocks of `width` lanes: the odd blocks of `a` with the even blocks of `b`. Doing so
+// for every width, between rows that lie as far apart, transposes a matrix.
+template <class T>
+inline void exchange(Vec<T>& a, Vec<T>& b, int width) {
+  using I = Bits<T>;
+  const Vec<I> lane = iota<I>();
+  const Vec<I> odd = (lane & static_cast<I>(width)) != 0;
+  const Vec<I> low = odd ? lane + static_cast<I>(kLanes<T> - width) : lane;
+  const Vec<I> high = odd ? lane + static_cast<I>(kLanes<T>) : lane + static_cast<I>(width);
+  const Vec<T> even_blocks = __builtin_shuffle(a, b, low);
+  b = __builtin_shuffle(a, b, high);
+  a = even_blocks;
+}
+
+// Transposes the kLanes x kLanes matrix whose rows are `m`.
+template <class T>
+inline void transpose(Vec<T> (&m)[kLanes<T>]) {
+#pragma GCC unroll 4
+  for (int width = 1; width < kLanes<T>; width *= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<T>; ++i) {
+      if ((i & width) == 0) exchange<T>(m[i], m[i + width], width);
+    }
+  }
+}
+
+// Lane i of the result: all lanes of m[i] combined by `op`, in an order that is the same for every
+// i. Destroys `m`.
+template <class T, class Op>
+inline Vec<T> reduce_rows(Vec<T> (&m)[kLanes<T>], const Op& op) {
+#pragma GCC unroll 4
+  for (int width = 1; width < kLanes<T>; width *= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<T>; i += 2 * width) {
+      exchange<T>(m[i], m[i + width], width);
+      m[i] = op(m[i], m[i + width]);
+    }
+  }
+  return m[0];
+}
 
 // Lane i of `v` where bit i of `bits` is set, else 0.
 template <class T>
@@ -136,20 +171,29 @@ inline Vec<float> keep_lanes<float>(Vec<float> v, uint32_t bits) {
 }
 #endif
 
-// 2^x for x <= 0 or moderately positive; exactly 0 below the smallest normal number and for -inf.
+// 2^x for x <= 0 or moderately positive; exactly 0 for -inf and what is too small for the type.
 // Relative error of the polynomials on [-1/2, 1/2], by Remez exchange: 1.9e-9 and 3.1e-18.
-inline Vec<float> exp2(Vec<float> x) {
-  x = max<float>(splat(-127.0f), x);  // 2^-127 comes out as 0 below
-  const float kRound = 12582912.0f;   // 1.5 * 2^23: adding it rounds to an integer
-  const Vec<float> shifted = x + kRound;
-  const Vec<float> f = x - (shifted - kRound);
+inline Vec<float> exp2_fraction(Vec<float> f) {
   Vec<float> p = splat(1.5345779771299652e-4f);
   p = p * f + 1.3399929829818629e-3f;
   p = p * f + 9.6184890609642634e-3f;
   p = p * f + 5.5503287816624156e-2f;
   p = p * f + 2.4022646890115522e-1f;
   p = p * f + 6.9314720573486877e-1f;
-  p = p * f + 1.0000000005541099f;
+  return p * f + 1.0000000005541099f;
+}
+#if defined(__AVX512F__)
+inline Vec<float> exp2(Vec<float> x) {
+  x = max<float>(splat(-160.0f), x);  // -inf would turn into NaN below, 2^-160 rounds to 0
+  const Vec<float> n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return _mm512_scalef_ps(exp2_fraction(x - n), n);
+}
+#else
+inline Vec<float> exp2(Vec<float> x) {
+  x = max<float>(splat(-127.0f), x);  // 2^-127 comes out as 0 below
+  const float kRound = 12582912.0f;   // 1.5 * 2^23: adding it rounds to an integer
+  const Vec<float> shifted = x + kRound;
+  const Vec<float> p = exp2_fraction(x - (shifted - kRound));
   Vec<int32_t> n;
   std::memcpy(&n, &shifted, sizeof(n));
   n = (n + 127) << 23;  // the low bits of `shifted` hold the integer
@@ -157,6 +201,7 @@ inline Vec<float> exp2(Vec<float> x) {
   std::memcpy(&scale, &n, sizeof(n));
   return p * scale;
 }
+#endif
 inline Vec<double> exp2(Vec<double> x) {
   x = max<double>(splat(-1023.0), x);
   const double kRound = 6755399441055744.0;  // 1.5 * 2^52
