@@ -47,12 +47,11 @@ class UnpaddedBertEncoder(modeling_bert.BertEncoder):
         mask = _padding_mask(attention_mask, hidden_states, kwargs)
         if mask is None:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
-        layout = packed_layout(mask)
-        if layout.total == mask.numel():
-            return super().forward(hidden_states, None, *args, **kwargs)
-        if self.first_row_is_read and _begins_with_padding(mask):
-            return super().forward(hidden_states, mask[:, None, None, :], *args, **kwargs)
-        return self._forward_packed(hidden_states, layout, *args, **kwargs)
+        has_padding, layout = _layout(mask, self.first_row_is_read)
+        if layout is not None:
+            return self._forward_packed(hidden_states, layout, *args, **kwargs)
+        kept = mask[:, None, None, :] if has_padding else None
+        return super().forward(hidden_states, kept, *args, **kwargs)
 
     def _forward_packed(
         self, hidden_states: Tensor, layout: PackedLayout, *args: Any, **kwargs: Any
@@ -82,9 +81,20 @@ def _padding_mask(
     return mask if mask.dtype == torch.bool else mask == 0
 
 
-def _begins_with_padding(mask: Tensor) -> bool:
-    """Whether a sequence with at least one token has padding as its first row."""
-    return bool((mask.any(dim=1) & ~mask[:, 0]).any())
+@torch.compiler.disable
+def _layout(mask: Tensor, first_row_is_read: bool) -> tuple[bool, PackedLayout | None]:
+    """Returns whether there is padding, and the layout without it if it is to be removed.
+
+    What depends on the mask's values is here, in one place: a compiler cannot trace it.
+    """
+    layout = packed_layout(mask)
+    if layout.total == mask.numel():
+        return False, None
+    if layout.total == 0:
+        return True, None  # the stock layers cannot reshape zero rows
+    if first_row_is_read and bool((mask.any(dim=1) & ~mask[:, 0]).any()):
+        return True, None
+    return True, layout
 
 
 class LegacyBertSelfAttention(modeling_bert.BertSelfAttention):

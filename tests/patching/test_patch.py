@@ -1,0 +1,443 @@
+"""What patch changes and reports, and that unpatch takes it back to the very same objects."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertLMHeadModel,
+    BertModel,
+    DebertaV2Config,
+    DebertaV2Model,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+import fastattn
+from fastattn.modules.bert import HAS_ATTENTION_INTERFACE, UnpaddedBertEncoder
+
+HEAD = "BertForSequenceClassification"
+needs_interface = pytest.mark.skipif(
+    not HAS_ATTENTION_INTERFACE, reason="BERT has an attention interface from Transformers 5 on"
+)
+
+
+def _state(model: nn.Module) -> Iterator[tuple[Any, ...]]:
+    """Yields everything about each module that patch might change, by identity."""
+    for name, module in model.named_modules():
+        config = module.__dict__.get("config")
+        yield (
+            name,
+            type(module),
+            getattr(module.forward, "__func__", module.forward),
+            id(config),
+            getattr(config, "_attn_implementation", None),
+            sorted(module.__dict__),
+            list(module._forward_hooks.values()),
+            list(module._forward_pre_hooks.values()),
+            module.__dict__.get("attn_implementation"),
+        )
+
+
+def test_unpatch_restores_the_very_same(make_bert, head):
+    model = make_bert(head)
+    before = list(_state(model))
+    fastattn.patch(model)
+    assert list(_state(model)) != before
+    fastattn.unpatch(model)
+    assert list(_state(model)) == before
+
+
+def test_unpatch_twice_and_unpatch_first(make_bert):
+    model = make_bert(HEAD)
+    before = list(_state(model))
+    fastattn.unpatch(model)
+    fastattn.patch(model)
+    fastattn.unpatch(model)
+    fastattn.unpatch(model)
+    assert list(_state(model)) == before
+
+
+def test_patch_twice_changes_nothing(make_bert):
+    model = make_bert("BertForQuestionAnswering")
+    stock = list(_state(model))
+    first = fastattn.patch(model)
+    once = list(_state(model))
+    assert fastattn.patch(model) == first
+    assert list(_state(model)) == once
+    fastattn.unpatch(model)
+    assert list(_state(model)) == stock
+
+
+def test_patch_again_with_another_choice(make_bert):
+    model = make_bert(HEAD)
+    fastattn.patch(model)
+    with pytest.raises(
+        fastattn.PatchError,
+        match=r"patch: unpad must be None, with which .* got False. Call fastattn.unpatch",
+    ):
+        fastattn.patch(model, unpad=False)
+    assert isinstance(model.bert.encoder, UnpaddedBertEncoder)
+
+
+def test_the_parameters_stay(make_bert, head):
+    model = make_bert(head)
+    keys = list(model.state_dict())
+    parameters = [id(parameter) for parameter in model.parameters()]
+    fastattn.patch(model)
+    assert list(model.state_dict()) == keys
+    assert [id(parameter) for parameter in model.parameters()] == parameters
+
+
+def test_the_body_first_and_the_head_later(make_bert, make_batch, run_step, assert_close):
+    name = "BertForQuestionAnswering"
+    stock, ours = make_bert(name, torch.float64), make_bert(name, torch.float64)
+    before = list(_state(ours))
+    fastattn.patch(ours.bert)
+    fastattn.patch(ours)
+    assert_close(run_step(ours, make_batch(name)), run_step(stock, make_batch(name)))
+    assert ours.config is ours.bert.config
+    fastattn.unpatch(ours)
+    assert list(_state(ours)) == before
+
+
+def test_unpatch_of_a_part(make_bert):
+    model = make_bert(HEAD)
+    fastattn.patch(model)
+    fastattn.unpatch(model.bert)
+    assert type(model.bert.encoder) is not UnpaddedBertEncoder
+    fastattn.unpatch(model)
+    assert model.config is model.bert.config
+
+
+def test_models_of_one_config_are_apart():
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config._attn_implementation = "eager"
+    ours, other = BertModel(config), BertModel(config)
+    fastattn.patch(ours)
+    assert config._attn_implementation == other.config._attn_implementation == "eager"
+    assert type(other.encoder) is not UnpaddedBertEncoder
+
+
+@needs_interface
+def test_the_config_says_which_attention_runs(make_bert):
+    model = make_bert(HEAD)
+    fastattn.patch(model)
+    assert model.config._attn_implementation == "fastattn"
+    fastattn.unpatch(model)
+    assert model.config._attn_implementation == "eager"
+
+
+def test_settings_made_while_patched_are_kept(make_bert):
+    model = make_bert(HEAD)
+    config = model.config
+    fastattn.patch(model)
+    model.config.problem_type = "regression"
+    fastattn.unpatch(model)
+    assert model.config is config
+    assert config.problem_type == "regression"
+
+
+@needs_interface
+def test_another_attention_while_patched(make_bert, make_batch):
+    """Choosing eager attention gives that, padding included, until it is chosen back."""
+    model = make_bert(HEAD).eval()
+    batch = make_batch(HEAD)
+    expected = model(**batch).logits
+    fastattn.patch(model)
+    model.set_attn_implementation("eager")
+    assert torch.equal(model(**batch).logits, expected)
+    assert len(model(**batch, output_attentions=True).attentions) == 2
+
+
+def test_the_context_manager(make_bert, make_batch):
+    model = make_bert(HEAD)
+    before = list(_state(model))
+    with fastattn.patched(model) as report:
+        assert report.ok
+        assert isinstance(model.bert.encoder, UnpaddedBertEncoder)
+    assert list(_state(model)) == before
+    with pytest.raises(ZeroDivisionError), fastattn.patched(model):
+        raise ZeroDivisionError
+    assert list(_state(model)) == before
+
+
+def test_the_context_manager_leaves_a_patched_model_patched(make_bert):
+    model = make_bert(HEAD)
+    fastattn.patch(model)
+    before = list(_state(model))
+    with fastattn.patched(model):
+        assert list(_state(model)) == before
+    assert list(_state(model)) == before
+
+
+def test_the_report(make_bert):
+    model = make_bert("BertForTokenClassification")
+    report = fastattn.patch(model)
+    assert report.ok and not report.left
+    assert str(report).splitlines() == [
+        "fastattn: 3 replaced, 0 left",
+        "bert.encoder                         BertEncoder        replaced  padding removed once "
+        "around 2 layers, kept if padding rows have labels other than -100",
+        "bert.encoder.layer.0.attention.self  BertSelfAttention  replaced  runs fastattn.attention",
+        "bert.encoder.layer.1.attention.self  BertSelfAttention  replaced  runs fastattn.attention",
+    ]
+
+
+def test_deepcopy(make_bert, make_batch, run_step, assert_close):
+    model = make_bert(HEAD, torch.float64)
+    batch = make_batch(HEAD)
+    fastattn.patch(model)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)  # a copy that runs on the original's weights would notice
+    assert_close(run_step(twin, batch), run_step(make_bert(HEAD, torch.float64), batch))
+    fastattn.unpatch(twin)
+    assert isinstance(model.bert.encoder, UnpaddedBertEncoder)
+    assert not isinstance(twin.bert.encoder, UnpaddedBertEncoder)
+    assert not twin.bert._forward_hooks and model.bert._forward_hooks
+
+
+def test_pickle(make_bert, make_batch, head):
+    model = make_bert(head).eval()
+    before = list(_state(model))
+    fastattn.patch(model)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    twin = torch.load(buffer, weights_only=False)
+    batch = make_batch(head, labels=False)
+    first = model(**batch).to_tuple()[0]
+    assert torch.equal(twin(**batch).to_tuple()[0], first)
+    fastattn.unpatch(twin)
+    assert [x[1] for x in _state(twin)] == [x[1] for x in before]
+    assert not any(x[6] or x[7] for x in _state(twin))
+
+
+def test_hooks_after_loading_do_not_collide(make_bert, make_batch):
+    """The numbers of hooks start at 0 in every process; loaded hooks must not be overwritten."""
+    model = make_bert(HEAD)
+    fastattn.patch(model)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    torch.utils.hooks.RemovableHandle.next_id = 0
+    twin = torch.load(buffer, weights_only=False)
+    count = len(twin.bert._forward_hooks)
+    for _ in range(50):
+        twin.bert.register_forward_hook(lambda *_: None)
+    assert len(twin.bert._forward_hooks) == count + 50
+
+
+def test_save_pretrained_writes_an_ordinary_checkpoint(make_bert, make_batch, tmp_path):
+    model = make_bert(HEAD).eval()
+    fastattn.patch(model)
+    model.save_pretrained(tmp_path)
+    assert "fastattn" not in (tmp_path / "config.json").read_text()
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["architectures"] == ["BertForSequenceClassification"]
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager")
+    assert type(loaded.bert.encoder) is not UnpaddedBertEncoder
+    batch = make_batch(HEAD)
+    torch.testing.assert_close(loaded.eval()(**batch).logits, model(**batch).logits)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+
+
+def test_hooks_of_others_see_the_padded_batch(make_bert, make_batch):
+    model = make_bert(HEAD)
+    shapes = []
+    model.bert.encoder.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
+    model.bert.encoder.register_forward_hook(lambda *a: shapes.append(a[-1][0].shape))
+    fastattn.patch(model)
+    model(**make_batch(HEAD))
+    assert shapes == [(4, 13, 64)] * 2
+    fastattn.unpatch(model)
+    assert len(model.bert.encoder._forward_hooks) == 1
+
+
+def test_a_module_with_nothing_to_patch():
+    with pytest.raises(
+        fastattn.PatchError,
+        match=r"patch: Linear must hold a model that fastattn knows, .* got no Transformers model",
+    ):
+        fastattn.patch(nn.Linear(2, 2))
+
+
+def test_attention_of_others_is_named():
+    model = nn.TransformerEncoderLayer(8, 2)
+    with pytest.raises(fastattn.PatchError, match="not part of a Transformers model"):
+        fastattn.patch(model)
+
+
+def test_not_a_module():
+    with pytest.raises(TypeError, match=r"patch: model must be a torch.nn.Module; got str. Pass"):
+        fastattn.patch("bert-base-uncased")
+
+
+def test_a_family_without_the_attention_interface():
+    config = DebertaV2Config(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = DebertaV2Model(config)
+    before = list(_state(model))
+    with pytest.raises(fastattn.PatchError, match="DebertaV2Model does not call the attention"):
+        fastattn.patch(model)
+    assert list(_state(model)) == before
+
+
+def test_attention_weights_in_the_config(make_bert):
+    if not HAS_ATTENTION_INTERFACE:
+        pytest.skip("refused at the call in Transformers 4.x")
+    model = make_bert(HEAD)
+    model.config.output_attentions = True
+    before = list(_state(model))
+    with pytest.raises(fastattn.PatchError, match=r"config.output_attentions must be False"):
+        fastattn.patch(model)
+    assert list(_state(model)) == before
+
+
+def test_a_failing_patch_changes_nothing(make_bert):
+    if not HAS_ATTENTION_INTERFACE:
+        pytest.skip("refused at the call in Transformers 4.x")
+    model = nn.ModuleList([make_bert("BertModel"), make_bert("BertModel")])
+    model[1].config.output_attentions = True
+    before = list(_state(model))
+    with pytest.raises(fastattn.PatchError):
+        fastattn.patch(model)
+    assert list(_state(model)) == before
+
+
+def test_a_class_changed_by_somebody_else(make_bert):
+    model = make_bert(HEAD)
+    fastattn.patch(model)
+
+    class Wrapped(UnpaddedBertEncoder):
+        pass
+
+    model.bert.encoder.__class__ = Wrapped
+    with pytest.raises(
+        fastattn.PatchError,
+        match=r"unpatch: bert.encoder must still be a UnpaddedBertEncoder; got a Wrapped. Undo",
+    ):
+        fastattn.unpatch(model)
+    model.bert.encoder.__class__ = UnpaddedBertEncoder
+    fastattn.unpatch(model)
+
+
+def _tiny(**settings: Any) -> dict[str, Any]:
+    return dict(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, **settings
+    )
+
+
+def _decoder(**settings: Any) -> BertLMHeadModel:
+    config = BertConfig(**_tiny(is_decoder=True, **settings))
+    config._attn_implementation = "eager"
+    return BertLMHeadModel(config)
+
+
+@needs_interface
+@pytest.mark.parametrize("cross_attention", [False, True])
+def test_a_decoder_gets_the_attention_alone(make_mask, cross_attention):
+    torch.manual_seed(0)
+    stock = _decoder(add_cross_attention=cross_attention).double().eval()
+    ours = copy.deepcopy(stock)
+    report = fastattn.patch(ours)
+    assert not report.ok
+    assert len(report.replaced) == (4 if cross_attention else 2)
+    assert [x.reason for x in report.left] == [
+        "not unpadded: a decoder's masks and caches are laid out for the padded batch"
+    ]
+    mask = make_mask("right")
+    batch = dict(input_ids=torch.randint(1, 50, (4, 13)), attention_mask=mask, use_cache=False)
+    if cross_attention:
+        batch["encoder_hidden_states"] = torch.randn(4, 7, 16, dtype=torch.float64)
+        batch["encoder_attention_mask"] = make_mask("left", seqlen=7)
+    rows = mask.bool()
+    torch.testing.assert_close(ours(**batch).logits[rows], stock(**batch).logits[rows])
+
+
+@pytest.mark.skipif(HAS_ATTENTION_INTERFACE, reason="served from Transformers 5 on")
+def test_a_decoder_is_left_by_transformers_4():
+    with pytest.raises(fastattn.PatchError, match="a BERT decoder needs Transformers 5"):
+        fastattn.patch(_decoder())
+
+
+@needs_interface
+def test_encoder_and_decoder_of_one_model():
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(
+        BertConfig(**_tiny()), BertConfig(**_tiny(is_decoder=True, add_cross_attention=True))
+    )
+    torch.manual_seed(0)
+    model = EncoderDecoderModel(config).double().eval()
+    batch = dict(
+        input_ids=torch.randint(1, 50, (2, 6)),
+        attention_mask=torch.tensor([[1] * 6, [1, 1, 0, 0, 0, 0]]),
+        decoder_input_ids=torch.randint(1, 50, (2, 4)),
+    )
+    expected = model(**batch).logits
+    report = fastattn.patch(model)
+    assert len(report.replaced) == 1 + 2 + 4
+    assert [x.name for x in report.left] == ["decoder.bert.encoder"]
+    torch.testing.assert_close(model(**batch).logits, expected)
+
+
+def test_layers_of_ones_own_keep_their_padding(make_bert, make_batch):
+    model = make_bert(HEAD, torch.float64).eval()
+    batch = make_batch(HEAD)
+    expected = model(**batch).logits
+
+    class OwnLayer(type(model.bert.encoder.layer[1])):
+        pass
+
+    model.bert.encoder.layer[1].__class__ = OwnLayer
+    report = fastattn.patch(model)
+    assert [x.reason for x in report.left] == ["not unpadded: OwnLayer may need the padded batch"]
+    torch.testing.assert_close(model(**batch).logits, expected)
+
+
+def test_chunked_feed_forward_keeps_its_padding(make_bert):
+    model = make_bert(HEAD, chunk_size_feed_forward=1)
+    report = fastattn.patch(model)
+    assert [x.layer for x in report.left] == ["BertEncoder"]
+    assert "chunk_size_feed_forward" in report.left[0].reason
+
+
+@pytest.mark.skipif(HAS_ATTENTION_INTERFACE, reason="gone from Transformers 5")
+def test_relative_positions_are_left():
+    config = BertConfig(**_tiny(position_embedding_type="relative_key"))
+    config._attn_implementation = "eager"
+    with pytest.raises(fastattn.PatchError, match="relative_key, not absolute"):
+        fastattn.patch(BertModel(config))
+
+
+@needs_interface
+def test_other_families_get_the_attention_alone():
+    torch.manual_seed(0)
+    config = RobertaConfig(**_tiny(max_position_embeddings=20))
+    config._attn_implementation = "eager"
+    model = RobertaForSequenceClassification(config).double().eval()
+    before = list(_state(model))
+    mask = torch.tensor([[1] * 6, [1, 1, 0, 0, 0, 0]])
+    batch = dict(input_ids=torch.randint(3, 50, (2, 6)), attention_mask=mask)
+    expected = model(**batch).logits
+    report = fastattn.patch(model)
+    assert len(report.replaced) == 2
+    assert [(x.name, x.reason) for x in report.left] == [
+        ("roberta", "encoder not unpadded: not yet supported for RobertaModel")
+    ]
+    torch.testing.assert_close(model(**batch).logits, expected)
+    fastattn.unpatch(model)
+    assert list(_state(model)) == before
