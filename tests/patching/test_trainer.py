@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from transformers import (
     BertTokenizer,
     DataCollatorWithPadding,
@@ -39,8 +40,11 @@ def examples() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def make_trainer(make_bert, examples, tmp_path):
+def make_trainer(make_bert, examples, tmp_path, monkeypatch):
     """make_trainer(name, patched, config, **arguments) -> Trainer."""
+    # The precision of one Trainer is left to the next one of the process, in two places.
+    AcceleratorState._reset_state()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     words = tmp_path / "vocab.txt"
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words.write_text("\n".join([*special, *(f"w{i}" for i in range(115))]))
