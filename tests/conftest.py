@@ -57,6 +57,14 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from _use(request.param)
 
 
+@pytest.fixture
+def cpu_backend() -> str:
+    """The CPU backend as users get it, where the instruction set makes no difference."""
+    if cpu.unavailable_reason() is not None:
+        pytest.skip(str(cpu.unavailable_reason()))
+    return cpu.NAME
+
+
 @pytest.fixture(params=INSTRUCTION_SETS or [pytest.param("none", marks=pytest.mark.skip)])
 def cpu_kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """The CPU kernels alone, once for each instruction set."""

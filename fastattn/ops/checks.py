@@ -280,13 +280,13 @@ def check_dropout_p(dropout_p: float) -> None:
 
 def check_softcap(softcap: float) -> None:
     """Checks the bound of the scores."""
-    if not (softcap >= 0.0 and math.isfinite(softcap)):
+    if not 0.0 <= softcap < math.inf:
         _fail(ValueError, f"softcap must be 0 (off) or positive and finite; got {softcap}.")
 
 
 def check_softmax_scale(softmax_scale: float) -> None:
     """Checks the factor of the scores."""
-    if not math.isfinite(softmax_scale):
+    if not -math.inf < softmax_scale < math.inf:
         _fail(ValueError, f"softmax_scale must be finite; got {softmax_scale}.")
 
 
