@@ -22,7 +22,7 @@ from fastattn.finetune import report
 from fastattn.finetune.compare import compare_steps
 from fastattn.finetune.config import PACKAGED_DATA, FinetuneConfig
 from fastattn.finetune.output import METRICS_FILE, RUN_FILE, OutputFolder, choose_folder
-from fastattn.finetune.training import Tokenized, choose_device, evaluate, make_trainer
+from fastattn.finetune.training import Tokenized, choose_device, evaluate, make_trainer, train
 
 # What the packaged reviews train, choose and test on, where the settings do not say: enough for
 # an accuracy well above 0.83, and minutes on two cores.
@@ -81,13 +81,15 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     folder.start(config.resume)
     folder.write_json(RUN_FILE, {**record, "files": replaced})
 
-    metrics, trainer, train = _train(config, prepared)
+    metrics, trainer, train_set = _train(config, prepared)
     record["files"] = folder.save(
         lambda staging: _save(trainer.model, prepared.tokenizer, staging), replaced
     )
     if config.patch and config.compare_steps > 0:
         device = str(trainer.args.device)
-        metrics["compare"] = compare_steps(config, folder.path, prepared.tokenizer, train, device)
+        metrics["compare"] = compare_steps(
+            config, folder.path, prepared.tokenizer, train_set, device
+        )
     metrics["total_seconds"] = time.perf_counter() - started
     folder.write_json(METRICS_FILE, metrics)
     record["status"] = "finished"
@@ -128,16 +130,20 @@ def _train(
 ) -> tuple[dict[str, Any], Trainer, Tokenized]:
     """Trains and evaluates; returns the figures, the Trainer and the training set."""
     splits = prepared.splits
-    train, validation, test = (
+    train_set, validation, test = (
         Tokenized(texts, prepared.tokenizer, config.max_length) if texts.texts else None
         for texts in (splits.train, splits.validation, splits.test)
     )
-    assert train is not None and test is not None
+    assert train_set is not None and test is not None
     trainer, progress = make_trainer(
-        config, prepared.model, prepared.tokenizer, train, validation, prepared.folder.checkpoints
+        config,
+        prepared.model,
+        prepared.tokenizer,
+        train_set,
+        validation,
+        prepared.folder.checkpoints,
     )
-    resume_from = None if prepared.checkpoint is None else str(prepared.checkpoint)
-    trained = trainer.train(resume_from_checkpoint=resume_from)
+    train_loss = train(trainer, prepared.checkpoint)
     result = evaluate(trainer, test, "test")
     metrics: dict[str, Any] = {
         "test_accuracy": result.accuracy,
@@ -145,8 +151,8 @@ def _train(
         "test_texts": result.num_texts,
         "test_majority_accuracy": max(Counter(splits.test.labels).values()) / result.num_texts,
         "validation_accuracy": _last(trainer, "eval_accuracy"),
-        "train_loss": trained.training_loss,
-        "train_texts": len(train),
+        "train_loss": train_loss,
+        "train_texts": len(train_set),
         "train_steps": trainer.state.global_step,
         "resumed_from_step": progress.first_step,
         "train_seconds": progress.train_seconds,
@@ -162,7 +168,7 @@ def _train(
         "patched": config.patch,
         **peak_memory(),
     }
-    return metrics, trainer, train
+    return metrics, trainer, train_set
 
 
 def peak_memory() -> dict[str, int | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,6 +210,19 @@ def make_trainer(
     progress = Progress(config.progress)
     trainer.add_callback(progress)
     return trainer, progress
+
+
+def train(trainer: Trainer, checkpoint: Path | None) -> float:
+    """Trains, from a checkpoint if one is given; returns the mean training loss."""
+    with warnings.catch_warnings():
+        # Transformers 4 counts tokens with torch.tensor(tensor), of which torch disapproves.
+        warnings.filterwarnings("ignore", message="To copy construct from a tensor")
+        # And it distrusts the clock when two checkpoints are less than a second apart.
+        warnings.filterwarnings("ignore", message="mtime may not be reliable")
+        result = trainer.train(
+            resume_from_checkpoint=None if checkpoint is None else str(checkpoint)
+        )
+    return result.training_loss
 
 
 def evaluate(trainer: Trainer, texts: Tokenized, name: str) -> Evaluation:

