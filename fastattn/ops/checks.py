@@ -145,13 +145,17 @@ def _check_cu_seqlens(name: str, cu_seqlens: Tensor, q: Tensor) -> None:
 
 
 def _check_max_seqlen(name: str, max_seqlen: int | None) -> None:
-    if isinstance(max_seqlen, Tensor):
+    if max_seqlen is None:
+        return
+    # A compiler's symbol stands for an int.
+    if not isinstance(max_seqlen, (int, torch.SymInt)):
         _fail(
             TypeError,
-            f"{name} must be an int, the length of the longest sequence; got a tensor. "
+            f"{name} must be an int, the length of the longest sequence; got "
+            f"{type(max_seqlen).__name__}. "
             "Compute it where the lengths are made, with int(lengths.max()).",
         )
-    if max_seqlen is not None and max_seqlen < 0:
+    if max_seqlen < 0:
         _fail(ValueError, f"{name} must be at least 0; got {max_seqlen}.")
 
 
@@ -267,10 +271,14 @@ def check_alibi_slopes(slopes: Tensor, q: Tensor, batch_size: int) -> Tensor:
     return slopes.reshape(-1, num_heads)
 
 
+def _require_number(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        _fail(TypeError, f"{name} must be a number; got {type(value).__name__}.")
+
+
 def check_dropout_p(dropout_p: float) -> None:
     """Checks the probability of dropping an attention weight."""
-    if isinstance(dropout_p, bool) or not isinstance(dropout_p, (int, float)):
-        _fail(TypeError, f"dropout_p must be a number; got {type(dropout_p).__name__}.")
+    _require_number("dropout_p", dropout_p)
     if not 0.0 <= dropout_p < 1.0:
         _fail(
             ValueError,
@@ -280,12 +288,14 @@ def check_dropout_p(dropout_p: float) -> None:
 
 def check_softcap(softcap: float) -> None:
     """Checks the bound of the scores."""
+    _require_number("softcap", softcap)
     if not 0.0 <= softcap < math.inf:
         _fail(ValueError, f"softcap must be 0 (off) or positive and finite; got {softcap}.")
 
 
 def check_softmax_scale(softmax_scale: float) -> None:
     """Checks the factor of the scores."""
+    _require_number("softmax_scale", softmax_scale)
     if not -math.inf < softmax_scale < math.inf:
         _fail(ValueError, f"softmax_scale must be finite; got {softmax_scale}.")
 
