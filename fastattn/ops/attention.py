@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import torch
@@ -148,7 +149,8 @@ def describe_call(
 
 def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Casts q, k, v as torch's own attention does under ``torch.autocast``."""
-    if not isinstance(q, Tensor) or not torch.is_autocast_enabled(q.device.type):
+    # torch has no autocast for tensors without data, and says so by raising.
+    if not isinstance(q, Tensor) or q.is_meta or not torch.is_autocast_enabled(q.device.type):
         return q, k, v
     dtype = torch.get_autocast_dtype(q.device.type)
     q, k, v = (
@@ -226,5 +228,6 @@ def _reference(
     """The reference as a backend: plain torch, so autograd and the compiler see through it."""
     if options.cu_seqlens_q is not None and not torch.compiler.is_compiling():
         checks.check_cu_seqlens_on_cpu(q, k, options)
-    with torch.autocast(q.device.type, enabled=False):
+    off = contextlib.nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False)
+    with off:
         return reference.attention(q, k, v, seed=seed, **options._asdict())
