@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 import fastattn
 from fastattn.finetune.config import FinetuneConfig
-from fastattn.finetune.training import Tokenized
+from fastattn.finetune.training import Tokenized, choose_device
 
 _MAX_GRAD_NORM = 1.0  # the Trainer's default
 
@@ -29,7 +29,7 @@ Batch = dict[str, torch.Tensor]
 
 
 def compare_steps(
-    config: FinetuneConfig, checkpoint: Path, tokenizer: Any, train: Tokenized, device: str
+    config: FinetuneConfig, checkpoint: Path, tokenizer: Any, train: Tokenized
 ) -> dict[str, Any]:
     """Times training steps of stock Transformers and of the patched model, one by one in turn.
 
@@ -41,13 +41,9 @@ def compare_steps(
     Returns:
         Medians in milliseconds, their ratio, and what they were measured on.
     """
+    device = choose_device(config)
     batches = _draw_batches(config, tokenizer, train, device)
-    models = {
-        name: AutoModelForSequenceClassification.from_pretrained(
-            checkpoint, attn_implementation="sdpa"
-        ).to(device)
-        for name in ("stock", "fastattn")
-    }
+    models = {name: _load_stock(checkpoint).to(device) for name in ("stock", "fastattn")}
     fastattn.patch(models["fastattn"])
     difference = _logit_difference(models, batches[0])
     steppers = {name: _Stepper(model, config) for name, model in models.items()}
@@ -68,7 +64,7 @@ def compare_steps(
         "fastattn_steps_ms": times_ms["fastattn"],
         "shapes": [list(batch["input_ids"].shape) for batch in batches[1:]],
         "real_tokens": [int(batch["attention_mask"].sum()) for batch in batches[1:]],
-        "stock_attention": "sdpa",
+        "stock_attention": models["stock"].config._attn_implementation,
         "dropout": _dropout(models["stock"]),
         "dtype": "bfloat16 autocast" if config.bf16 else "float32",
         "device": device,
@@ -105,6 +101,15 @@ class _Stepper:
     def _synchronize(self) -> None:
         if self._device == "cuda":
             torch.cuda.synchronize()
+
+
+def _load_stock(checkpoint: Path) -> Any:
+    """Loads a checkpoint as a user of Transformers would who knows its fastest attention."""
+    load = AutoModelForSequenceClassification.from_pretrained
+    try:
+        return load(checkpoint, attn_implementation="sdpa")
+    except ValueError:  # some models do not have it
+        return load(checkpoint)
 
 
 def _draw_batches(

@@ -7,6 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import fastattn
+from fastattn.errors import PatchError
 from fastattn.finetune.config import PACKAGED_MODEL, FinetuneConfig
 
 # The package on PyPI that holds all-MiniLM-L6-v2, a BertModel of 6 layers, as plain files.
@@ -119,11 +121,22 @@ def load_model(source: str, model_config: Any) -> Any:
             source,
             config=model_config,
             dtype=torch.float32,
-            attn_implementation="sdpa",
             **_offline(source),
         )
     except (OSError, ValueError) as error:
         raise _unusable(source, error) from error
+
+
+def accelerate(model: Any) -> str:
+    """Patches a model in place and returns the report.
+
+    Raises:
+        PatchError: fastattn cannot accelerate it.
+    """
+    try:
+        return str(fastattn.patch(model))
+    except PatchError as error:
+        raise PatchError(f"{error} With --no-patch, stock Transformers trains it.") from error
 
 
 def _check_folder(path: Path) -> None:

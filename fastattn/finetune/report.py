@@ -102,8 +102,9 @@ def _comparison(compare: dict[str, Any]) -> str:
     padding = 1 - sum(compare["real_tokens"]) / padded
     hidden, attention = compare["dropout"]
     threads = f", {compare['threads']} threads" if compare["device"] == "cpu" else ""
+    stock = f"stock Transformers ({compare['stock_attention']})"
     return (
-        f"{compare['ratio']:.2f} times as fast as stock Transformers (sdpa): "
+        f"{compare['ratio']:.2f} times as fast as {stock}: "
         f"{compare['fastattn_step_ms']:,.0f} instead of {compare['stock_step_ms']:,.0f} ms\n"
         f"median of {len(compare['shapes'])} steps each in turn, batches of {rows} x {span} tokens "
         f"of which {padding:.0%} is padding,\n"

@@ -15,7 +15,6 @@ import torch
 from rich.console import Console
 from transformers import Trainer, set_seed
 
-import fastattn
 from fastattn import data, environment
 from fastattn.finetune import model as models
 from fastattn.finetune import report
@@ -76,8 +75,12 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         torch.set_num_threads(config.threads)
     prepared = _prepare(config, console)
     folder = prepared.folder
+    before = folder.read_run()
     record = _run_record(config, prepared)
-    replaced = folder.read_run().get("files", [])
+    if config.resume:
+        earlier = [*before.get("earlier_commands", []), before.get("command")]
+        record["earlier_commands"] = earlier
+    replaced = before.get("files", [])
     folder.start(config.resume)
     folder.write_json(RUN_FILE, {**record, "files": replaced})
 
@@ -85,16 +88,16 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     record["files"] = folder.save(
         lambda staging: _save(trainer.model, prepared.tokenizer, staging), replaced
     )
+    # Before the comparison, which could fail: what was trained is not lost.
+    folder.write_json(METRICS_FILE, metrics)
+    folder.write_json(RUN_FILE, {**record, "status": "trained"})
     if config.patch and config.compare_steps > 0:
-        device = str(trainer.args.device)
-        metrics["compare"] = compare_steps(
-            config, folder.path, prepared.tokenizer, train_set, device
-        )
+        del trainer  # and its optimizer, to make room for two more models
+        prepared.model.to("cpu")
+        metrics["compare"] = compare_steps(config, folder.path, prepared.tokenizer, train_set)
     metrics["total_seconds"] = time.perf_counter() - started
     folder.write_json(METRICS_FILE, metrics)
-    record["status"] = "finished"
-    record["finished"] = _now()
-    folder.write_json(RUN_FILE, record)
+    folder.write_json(RUN_FILE, {**record, "status": "finished", "finished": _now()})
     report.print_result(console, metrics, folder.path, prepared.splits.label_names)
     return FinetuneResult(folder.path, metrics)
 
@@ -120,7 +123,7 @@ def _prepare(config: FinetuneConfig, console: Console) -> _Prepared:
     )
     set_seed(config.seed)  # the new classification head is drawn from it
     model = models.load_model(source, models.load_config(source, config, splits.label_names))
-    patch_report = str(fastattn.patch(model)) if config.patch else None
+    patch_report = models.accelerate(model) if config.patch else None
     report.print_start(console, config, folder.path, splits, model, patch_report)
     return _Prepared(folder, checkpoint, splits, tokenizer, model, source, patch_report)
 

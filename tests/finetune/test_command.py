@@ -72,15 +72,12 @@ def test_a_run_in_a_process_of_its_own(config: FinetuneConfig, tmp_path: Path) -
 
 
 def test_what_it_says_to_type_next_works(config: FinetuneConfig) -> None:
+    from transformers import pipeline
+
     result = finetune(config)
-    code = (
-        "from transformers import pipeline\n"
-        f"classify = pipeline('text-classification', {str(result.output)!r}, truncation=True)\n"
-        "print(classify(['A film to remember. ' * 50, 'Two hours I will not get back.']))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("'label'") == 2
+    classify = pipeline("text-classification", str(result.output), truncation=True)
+    answers = classify(["A film to remember. " * 50, "Two hours I will not get back."])
+    assert [answer["label"] in ("0", "1") for answer in answers] == [True, True]
 
 
 def test_a_killed_run_goes_on_to_the_same_model(config: FinetuneConfig, tmp_path: Path) -> None:

@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
+import fastattn
 from fastattn.finetune import FinetuneConfig
-from fastattn.finetune.model import find_model, load_config, load_model, load_tokenizer
+from fastattn.finetune.model import (
+    accelerate,
+    find_model,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 
 SHORT = FinetuneConfig(max_length=16)
 
@@ -85,6 +92,14 @@ def test_a_classifier_of_other_classes(tiny_bert: Path, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"as many classes as the data, 2; got 3 in"):
         load_config(str(tmp_path), SHORT, ["a", "b"])
+
+
+def test_a_model_that_cannot_be_accelerated() -> None:
+    from transformers import FNetConfig, FNetForSequenceClassification
+
+    config = FNetConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, intermediate_size=16)
+    with pytest.raises(fastattn.PatchError, match=r"With --no-patch, stock Transformers trains it"):
+        accelerate(FNetForSequenceClassification(config))
 
 
 def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,8 @@ def test_a_longer_run_goes_on_from_the_last_checkpoint(config: FinetuneConfig) -
     second = finetune(replace(config, resume=True, epochs=2.0))
     assert (first.metrics["resumed_from_step"], second.metrics["resumed_from_step"]) == (0, 6)
     assert second.metrics["train_steps"] == 12
+    run = json.loads((second.output / "run.json").read_text(encoding="utf-8"))
+    assert len(run["earlier_commands"]) == 1
     with pytest.raises(ValueError, match=r"batch_size must be 4, as in the run to be resumed"):
         finetune(replace(config, resume=True, batch_size=8))
 
