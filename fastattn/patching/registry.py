@@ -50,7 +50,13 @@ class Target:
 
 def targets(model: nn.Module, unpad: bool | None) -> list[Target]:
     """Returns the bodies inside a model that have attention layers of their own."""
-    from transformers import PreTrainedModel
+    try:
+        from transformers import PreTrainedModel
+    except ImportError as error:
+        raise ImportError(
+            "patch: transformers must be installed, because it makes the models that are patched; "
+            f'got {error}. Install it with pip install "fastattn[finetune]".'
+        ) from error
 
     models = [(name, x) for name, x in model.named_modules() if isinstance(x, PreTrainedModel)]
     bodies = [(name, x) for name, x in models if x.base_model is x]

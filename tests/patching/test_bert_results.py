@@ -320,10 +320,10 @@ def test_gradient_checkpointing(make_bert, make_batch, run_step, use_reentrant):
 
 @pytest.mark.filterwarnings("ignore")  # torch.compile's own, about graph breaks and deprecations
 def test_torch_compile(make_bert, make_batch):
-    stock, ours = (make_bert("BertForSequenceClassification") for _ in range(2))
+    stock, ours = (make_bert("BertForSequenceClassification", num_hidden_layers=1) for _ in "12")
     fastattn.patch(ours)
     compiled = torch.compile(ours, backend="eager")
-    for padding in ("right", "interior", "none"):
+    for padding in ("right", "none"):
         batch = make_batch("BertForSequenceClassification", padding)
         torch.testing.assert_close(compiled(**batch).loss, stock(**batch).loss)
     compiled(**batch).loss.backward()

@@ -55,7 +55,7 @@ def test_padded_and_packed_drop_the_same_weights(
 
 def test_the_law_is_that_of_stock(make_bert, make_batch):
     """Mean and spread of the logits under dropout agree with the stock model's."""
-    num_draws = 400
+    num_draws = 200
     batch = make_batch("BertForSequenceClassification")
     draws = []
     for patched in (False, True):

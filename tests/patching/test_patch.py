@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -284,6 +285,14 @@ def test_attention_of_others_is_named():
 def test_not_a_module():
     with pytest.raises(TypeError, match=r"patch: model must be a torch.nn.Module; got str. Pass"):
         fastattn.patch("bert-base-uncased")
+
+
+def test_without_transformers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(
+        ImportError, match=r'transformers must be installed.*pip install "fastattn\[finetune\]"'
+    ):
+        fastattn.patch(nn.Linear(2, 2))
 
 
 def test_a_family_without_the_attention_interface():
