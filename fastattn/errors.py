@@ -1,7 +1,7 @@
 """The exceptions fastattn raises.
 
     FastattnError
-    ├── BackendError (RuntimeError)   no backend can run this call; the message lists each one's reasons
+    ├── BackendError (RuntimeError)   no backend can run this call; the message lists why
     ├── PatchError   (ValueError)     a model has nothing to patch, or cannot be patched as asked
     └── DataError    (ValueError)     a data set or file is not what the command needs
 
