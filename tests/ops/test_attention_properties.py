@@ -336,7 +336,7 @@ def test_the_number_of_threads_changes_no_bit(cpu_kernels, num_threads, packed, 
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
-def test_set_num_threads_is_obeyed(cpu_kernels):
+def test_set_num_threads_is_obeyed(cpu_backend):
     """One thread starts none; three start two more, which torch then shares."""
     program = """
         import os
