@@ -1,4 +1,7 @@
-"""The dropout rule of the project, in plain torch.
+"""The dropout rules of the project, in plain torch.
+
+Attention weights
+-----------------
 
 Whether the attention weight of query row ``row`` and key column ``col`` is dropped is a function
 of ``(seed, sequence, head, row, col)`` alone. Rows and columns count from the start of their own
@@ -22,6 +25,24 @@ instructions, so on a GPU each thread makes one call for the eight scores it own
 one word of 8 neighbouring rows holds 8 consecutive columns of each, so a 16-bit vector comparison
 yields the mask of a row as whole bytes.
 
+Hidden states
+-------------
+
+Whether an element of a hidden state is dropped is in the same way a function of
+``(seed, row, col)``: col counts along the last dimension, row counts what is left when the other
+dimensions are flattened.
+
+1. A row is cut into blocks of 256 columns, and a block into four groups of 64. Columns
+   2 * c and 2 * c + 1 of all four groups, ``c`` = (col % 64) // 2, are served by one call.
+2. The call is Philox4x32-7 with the seed as key, as above, and the counter
+   ``(32 * (col // 256) + c, row % 2**32, row // 2**32, 0x48494444)``. The last word, "HIDD", is
+   where attention has the index of a sequence: no counter serves both.
+3. Element (row, col) uses word ``(col % 256) // 64``: its low 16 bits if col is even, else its
+   high ones.
+4. Threshold and scale are those of attention weights.
+
+One word of 16 calls side by side then holds the draws of 32 neighbouring columns in their order.
+
 Seven rounds are the fewest with which Philox4x32 passes BigCrush (Salmon, Moraes, Dror, Shaw:
 "Parallel random numbers: as easy as 1, 2, 3", SC 2011, table 2).
 """
@@ -32,6 +53,9 @@ import torch
 from torch import Tensor
 
 TILE = 16
+HIDDEN_BLOCK = 256
+_CALLS_PER_HIDDEN_BLOCK = 32
+_HIDDEN_MARK = 0x48494444
 PHILOX_ROUNDS = 7
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
@@ -55,7 +79,7 @@ def keep_scale(dropout_p: float) -> float:
 
 
 def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """Draws the seed of one attention call from torch's generator of ``device``.
+    """Draws the seed of one call from torch's generator of ``device``.
 
     Returns:
         A scalar int64 tensor on ``device``; reading it is left to the kernel, so nothing waits.
@@ -143,3 +167,35 @@ def keep_mask(
     """
     bits = random_bits(seed, batch_size, num_heads, seqlen_q, seqlen_k)
     return bits >= drop_threshold(dropout_p)
+
+
+def hidden_random_bits(seed: Tensor, rows: int, hidden_size: int) -> Tensor:
+    """Returns the 16-bit draw of every element of hidden states.
+
+    Args:
+        seed: scalar int64 tensor.
+
+    Returns:
+        (rows, hidden_size) int64, values in [0, 65536).
+    """
+    row = torch.arange(rows, device=seed.device)[:, None]
+    blocks = -(-hidden_size // HIDDEN_BLOCK)
+    call = torch.arange(blocks * _CALLS_PER_HIDDEN_BLOCK, device=seed.device)
+    words = philox((call, row & _LOW_32, row >> 32, torch.full_like(row, _HIDDEN_MARK)), seed)
+    by_word = torch.stack([torch.stack((w & 0xFFFF, w >> 16), dim=-1) for w in words])
+    # (word, row, block, c, parity) -> (row, block, word, c, parity)
+    bits = by_word.view(4, rows, blocks, _CALLS_PER_HIDDEN_BLOCK, 2).permute(1, 2, 0, 3, 4)
+    return bits.reshape(rows, blocks * HIDDEN_BLOCK)[:, :hidden_size]
+
+
+def hidden_keep_mask(seed: Tensor, rows: int, hidden_size: int, dropout_p: float) -> Tensor:
+    """Returns which elements of hidden states are kept.
+
+    Args:
+        seed: scalar int64 tensor, from :func:`draw_seed`.
+        dropout_p: probability of dropping, in [0, 1).
+
+    Returns:
+        (rows, hidden_size) bool, True = kept.
+    """
+    return hidden_random_bits(seed, rows, hidden_size) >= drop_threshold(dropout_p)

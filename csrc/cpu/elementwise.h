@@ -47,14 +47,32 @@ inline void store_stats<float, Half>(Half* p, Vec<float> v) {
 }
 #endif
 
-// Calls body(col, lanes) for the vectors that cover columns [0, cols). `lanes` says how many of
-// a vector's lanes are columns: Int<kLanes> for whole vectors, an int for a part at the end.
+// Calls body(col, lanes, slot) for the vectors that cover columns [0, cols). `lanes` says how many
+// of a vector's lanes are columns: Int<kLanes> for whole vectors, an int for a part at the end.
+// `slot`, Int<0> to Int<kSlots - 1>, names a partial sum: neighbours have different ones, so that
+// none of them waits for the last addition to finish.
+constexpr int kSlots = 4;
 template <class Stat, class Body>
 inline void for_each_vec(int64_t cols, const Body& body) {
-  const int64_t whole = cols / kLanes<Stat> * kLanes<Stat>;
-  for (int64_t col = 0; col < whole; col += kLanes<Stat>) body(col, Int<kLanes<Stat>>{});
-  if (whole < cols) body(whole, static_cast<int>(cols - whole));
+  constexpr int kStep = kLanes<Stat>;
+  constexpr Int<kStep> kWhole{};
+  int64_t col = 0;
+  for (; col + kSlots * kStep <= cols; col += kSlots * kStep) {
+    body(col, kWhole, Int<0>{});
+    body(col + kStep, kWhole, Int<1>{});
+    body(col + 2 * kStep, kWhole, Int<2>{});
+    body(col + 3 * kStep, kWhole, Int<3>{});
+  }
+  for (; col + kStep <= cols; col += kStep) body(col, kWhole, Int<0>{});
+  if (col < cols) body(col, static_cast<int>(cols - col), Int<1>{});
 }
+
+// A sum in kSlots parts.
+template <class Stat>
+struct SlotSum {
+  Vec<Stat> parts[kSlots] = {};
+  Stat total() const { return reduce_add<Stat>((parts[0] + parts[1]) + (parts[2] + parts[3])); }
+};
 
 // The lanes that are columns, 0 in the others.
 template <class Stat, class Element, int kCount>
@@ -84,6 +102,13 @@ inline Vec<Stat> zero_rest(Vec<Stat> v, Int<kCount> /*lanes*/) {
 template <class Stat>
 inline Vec<Stat> zero_rest(Vec<Stat> v, int lanes) {
   return keep_lanes<Stat>(v, (1u << lanes) - 1u);
+}
+
+// -|v|.
+template <class Stat>
+inline Vec<Stat> minus_magnitude(Vec<Stat> v) {
+  const Vec<Bits<Stat>> sign = bit_cast<Vec<Bits<Stat>>>(splat<Stat>(Stat{-0.0}));
+  return bit_cast<Vec<Stat>>(bit_cast<Vec<Bits<Stat>>>(v) | sign);
 }
 
 // Which elements of a row of hidden states dropout keeps.
@@ -128,7 +153,7 @@ class RowMask {
 // Rows in chunks, the units of work. Chunks depend on the shape alone, so that sums over rows,
 // taken within a chunk and then over the chunks, do not depend on the number of threads.
 struct RowChunks {
-  static constexpr int64_t kMaxChunks = 128;      // sums of the chunks stay a small part of the data
+  static constexpr int64_t kMaxChunks = 128;  // sums of the chunks stay a small part of the data
   static constexpr int64_t kMinElements = 16384;  // a few microseconds: less is not worth a thread
   int64_t rows, size, count;
 
@@ -172,7 +197,7 @@ class ColumnSums {
       const int64_t col0 = unit / kSums * kPiece;
       if (totals[sum] == nullptr) return;
       Stat* total = static_cast<Stat*>(totals[sum]) + col0;
-      for_each_vec<Stat>(min_of(kPiece, cols_ - col0), [&](int64_t col, auto lanes) {
+      for_each_vec<Stat>(min_of(kPiece, cols_ - col0), [&](int64_t col, auto lanes, auto /*slot*/) {
         Vec<Stat> v = splat<Stat>(0);
         for (int64_t chunk = 0; chunk < chunks_; ++chunk) v += load(of(chunk, sum) + col0 + col);
         store_lanes<Stat>(total + col, v, lanes);
@@ -194,9 +219,8 @@ inline Element* row_of(const MatrixRef& matrix, int64_t row) {
 // Calls run(stat, element), two values whose types are those of statistics and of the elements.
 template <class Run>
 inline void dispatch_stats(ElementType type, const Run& run) {
-  dispatch_element(type, [&](auto math, auto element) {
-    run(typename decltype(math)::Stat{}, element);
-  });
+  dispatch_element(type,
+                   [&](auto math, auto element) { run(typename decltype(math)::Stat{}, element); });
 }
 
 }  // namespace fastattn::cpu::FASTATTN_CPU_ISA

@@ -7,11 +7,11 @@
 //
 // cdf and pdf share the exponential: with t = |h|,
 //
-//   1 - cdf(t) = exp(-t^2/2) * P(u) / (t + k),   u = (t - k) / (t + k) in [-1, 1)
+//   cdf(-t) = exp(-t^2/2) * P(u) / (t + k),   u = (t - k) / (t + k) in [-1, 1)
 //
-// where P is a polynomial fitted to (t + k) * exp(t^2/2) * (1 - cdf(t)), which is smooth and tends
-// to 1/sqrt(2 pi). No difference of nearly equal numbers is taken, so the far left side, where
-// erf-based formulas lose every digit, stays accurate.
+// where P is a polynomial fitted to (t + k) * exp(t^2/2) * cdf(-t), which is smooth and tends to
+// 1/sqrt(2 pi). No difference of nearly equal numbers is taken, so the far left side, where the
+// formula with erf loses every digit, stays accurate.
 #include "cpu/elementwise.h"
 
 namespace fastattn::cpu::FASTATTN_CPU_ISA {
@@ -20,52 +20,76 @@ namespace {
 constexpr double kHalfLog2E = 0.72134752044448170368;
 constexpr double kDensityAt0 = 0.39894228040143267794;  // 1 / sqrt(2 pi)
 
-// P and k, from the highest power on. Relative errors by Remez exchange, for t up to where the
-// exponential vanishes (13.3 and 38.7): 5.6e-9 and 1.3e-17.
+// P from the highest power on, k, and where exp(-t^2/2) has become 0. Relative errors by Remez
+// exchange, as far as it is not 0 (|t| < 13.3 and 38.7): 5.6e-9 and 1.3e-17.
 template <class Stat>
 struct TailFit;
 template <>
 struct TailFit<float> {
-  static constexpr float kCentre = 3.5f;
+  static constexpr float kCentre = 3.5f, kEnd = -15.0f;
   static constexpr float kCoefficients[] = {
-      1.1565269e-4f, 4.3120232e-4f, -4.9385101e-4f, -3.1812027e-3f, 6.4912355e-3f,
-      1.7407581e-2f, -1.1605267e-1f, 3.1542496e-1f, -5.6556176e-1f, 7.4441608e-1f};
+      1.1565269e-4f, 4.3120232e-4f,  -4.9385101e-4f, -3.1812027e-3f, 6.4912355e-3f,
+      1.7407581e-2f, -1.1605267e-1f, 3.1542496e-1f,  -5.6556176e-1f, 7.4441608e-1f};
 };
 template <>
 struct TailFit<double> {
-  static constexpr double kCentre = 5.0;
+  static constexpr double kCentre = 5.0, kEnd = -40.0;
   static constexpr double kCoefficients[] = {
-      2.022585093067622939e-9,    7.2022219117769624787e-9,  -1.0223026276806315595e-8,
-      -6.5376870251367826542e-8,  4.3606913263394353138e-8,  4.3275481798792552897e-7,
-      -3.3772129896115497226e-7,  -2.7691008031498765397e-6, 3.981472196122095752e-6,
-      1.6681163367362096446e-5,   -4.9763001805574338687e-5, -5.9375716011665464206e-5,
-      5.4489910374483534415e-4,   -7.9786940072903203052e-4, -2.9933767753920246657e-3,
-      2.0795066800171892392e-2,   -6.911863870597497829e-2,  1.6502036617036502232e-1,
-      -3.1353315667131495913e-1,  4.9530561596997692982e-1,  -6.6538250289005660757e-1,
+      2.022585093067622939e-9,   7.2022219117769624787e-9,  -1.0223026276806315595e-8,
+      -6.5376870251367826542e-8, 4.3606913263394353138e-8,  4.3275481798792552897e-7,
+      -3.3772129896115497226e-7, -2.7691008031498765397e-6, 3.981472196122095752e-6,
+      1.6681163367362096446e-5,  -4.9763001805574338687e-5, -5.9375716011665464206e-5,
+      5.4489910374483534415e-4,  -7.9786940072903203052e-4, -2.9933767753920246657e-3,
+      2.0795066800171892392e-2,  -6.911863870597497829e-2,  1.6502036617036502232e-1,
+      -3.1353315667131495913e-1, 4.9530561596997692982e-1,  -6.6538250289005660757e-1,
       7.691930497500629564e-1};
 };
 
-// The normal distribution at h.
+// The polynomial, in two halves: half as many steps that each wait for the one before.
 template <class Stat>
-struct Normal {
-  Vec<Stat> cdf;
-  Vec<Stat> exp;  // exp(-h^2/2)
+inline Vec<Stat> tail_polynomial(Vec<Stat> u) {
+  const auto& c = TailFit<Stat>::kCoefficients;
+  constexpr int kCount = sizeof(c) / sizeof(Stat);
+  static_assert(kCount % 2 == 0, "as many odd powers as even ones");
+  const Vec<Stat> square = u * u;
+  Vec<Stat> odd = splat(c[0]), even = splat(c[1]);
+#pragma GCC unroll 16
+  for (int i = 2; i < kCount; i += 2) {
+    odd = odd * square + c[i];
+    even = even * square + c[i + 1];
+  }
+  return odd * u + even;
+}
+
+// The left tail of the normal distribution: cdf(t) = exp * ratio.
+template <class Stat>
+struct NormalTail {
+  Vec<Stat> t;      // -|h|
+  Vec<Stat> exp;    // exp(-t^2/2)
+  Vec<Stat> ratio;  // cdf(t) / exp
+
+  explicit NormalTail(Vec<Stat> h) {
+    using Fit = TailFit<Stat>;
+    t = max<Stat>(splat(Fit::kEnd), minus_magnitude<Stat>(h));
+    const Vec<Stat> inverse = 1 / (Fit::kCentre - t);
+    ratio = tail_polynomial<Stat>(1 - inverse * (2 * Fit::kCentre)) * inverse;
+    exp = exp2(t * t * static_cast<Stat>(-kHalfLog2E));
+  }
 };
 
+// h * cdf(h), as h - |h| * cdf(-|h|) on the right side.
 template <class Stat>
-inline Normal<Stat> normal(Vec<Stat> h) {
-  using Fit = TailFit<Stat>;
-  const Vec<Stat> t = h > 0 ? h : -h;
-  const Vec<Stat> inverse = 1 / (t + Fit::kCentre);
-  const Vec<Stat> u = 1 - inverse * (2 * Fit::kCentre);
-  Vec<Stat> p = splat(Fit::kCoefficients[0]);
-#pragma GCC unroll 32
-  for (size_t i = 1; i < sizeof(Fit::kCoefficients) / sizeof(Stat); ++i) {
-    p = p * u + Fit::kCoefficients[i];
-  }
-  const Vec<Stat> exp = exp2(h * h * static_cast<Stat>(-kHalfLog2E));
-  const Vec<Stat> tail = exp * (p * inverse);
-  return {h > 0 ? 1 - tail : tail, exp};
+inline Vec<Stat> gelu(Vec<Stat> h) {
+  const NormalTail<Stat> at(h);
+  return max<Stat>(splat<Stat>(0), h) + at.t * (at.exp * at.ratio);
+}
+
+// cdf(h) + h * pdf(h), as 1 minus its value at -|h| on the right side.
+template <class Stat>
+inline Vec<Stat> gelu_slope(Vec<Stat> h) {
+  const NormalTail<Stat> at(h);
+  const Vec<Stat> left = at.exp * (at.t * static_cast<Stat>(kDensityAt0) + at.ratio);
+  return h > 0 ? 1 - left : left;
 }
 
 // The matrix in units of work: chunks of rows, and blocks of columns, so that long rows are split.
@@ -112,9 +136,9 @@ void run_fwd(const GeluParams& params) {
     for (int64_t row = tile.row_begin; row < tile.row_end; ++row) {
       const Element* x = row_of<const Element>(params.x, row) + tile.col0;
       Element* out = row_of<Element>(params.out, row) + tile.col0;
-      for_each_vec<Stat>(tile.cols, [&](int64_t col, auto lanes) {
+      for_each_vec<Stat>(tile.cols, [&](int64_t col, auto lanes, auto /*slot*/) {
         const Vec<Stat> h = load_h<Stat>(x, bias, col, lanes);
-        store_lanes<Stat>(out + col, h * normal<Stat>(h).cdf, lanes);
+        store_lanes<Stat>(out + col, gelu<Stat>(h), lanes);
       });
     }
   });
@@ -137,11 +161,9 @@ void run_bwd(const GeluBwdParams& params) {
       const Element* x = row_of<const Element>(params.x, row) + tile.col0;
       const Element* dout = row_of<const Element>(params.dout, row) + tile.col0;
       Element* dx = row_of<Element>(params.dx, row) + tile.col0;
-      for_each_vec<Stat>(tile.cols, [&](int64_t col, auto lanes) {
+      for_each_vec<Stat>(tile.cols, [&](int64_t col, auto lanes, auto /*slot*/) {
         const Vec<Stat> h = load_h<Stat>(x, bias, col, lanes);
-        const Normal<Stat> at = normal<Stat>(h);
-        const Vec<Stat> slope = at.cdf + h * at.exp * static_cast<Stat>(kDensityAt0);
-        const Vec<Stat> grad = load_lanes<Stat>(dout + col, lanes) * slope;
+        const Vec<Stat> grad = load_lanes<Stat>(dout + col, lanes) * gelu_slope<Stat>(h);
         store_lanes<Stat>(dx + col, grad, lanes);
         if (dbias != nullptr) store(dbias + col, load(dbias + col) + grad);
       });

@@ -16,7 +16,7 @@ void run(const HiddenDropoutParams& params) {
                    const Element* x = row_of<const Element>(params.x, row);
                    Element* out = row_of<Element>(params.out, row);
                    mask.draw(params.seed, params.drop_threshold, row, cols);
-                   for_each_vec<Stat>(cols, [&](int64_t col, auto lanes) {
+                   for_each_vec<Stat>(cols, [&](int64_t col, auto lanes, auto /*slot*/) {
                      const Vec<Stat> v = load_lanes<Stat>(x + col, lanes) * keep_scale;
                      store_lanes<Stat>(out + col, mask.keep<Stat>(v, col), lanes);
                    });
@@ -27,9 +27,8 @@ void run(const HiddenDropoutParams& params) {
 }  // namespace
 
 void hidden_dropout(const HiddenDropoutParams& params) {
-  dispatch_stats(params.dtype, [&](auto stat, auto element) {
-    run<decltype(stat), decltype(element)>(params);
-  });
+  dispatch_stats(params.dtype,
+                 [&](auto stat, auto element) { run<decltype(stat), decltype(element)>(params); });
 }
 
 }  // namespace fastattn::cpu::FASTATTN_CPU_ISA

@@ -43,76 +43,89 @@ class NormRows {
     return NormRows(params, nullptr).bytes_;
   }
 
-  void forward(int64_t row) {
-    const Stat* bias = static_cast<const Stat*>(params_.bias);
-    Vec<Stat> sum = splat<Stat>(0);
-    add_residual(row, [&](int64_t col, auto /*lanes*/, Vec<Stat> s) {
-      store(row_ + col, s);
-      sum += s;
+  // Members are copied to constants before loops: vectors are stored as bytes, after which the
+  // compiler would have to load every member again.
+  void forward(int64_t row_index) {
+    Stat* const row = row_;
+    SlotSum<Stat> sum;
+    add_residual(row_index, [&](int64_t col, auto /*lanes*/, auto slot, Vec<Stat> s) {
+      store(row + col, s);
+      sum.parts[slot.value] += s;
     });
-    const Stat mean = reduce_add<Stat>(sum) / static_cast<Stat>(cols_);
-    Vec<Stat> squares = splat<Stat>(0);
-    for_each_vec<Stat>(cols_, [&](int64_t col, auto lanes) {
-      const Vec<Stat> centred = zero_rest<Stat>(load(row_ + col) - mean, lanes);
-      squares += centred * centred;
+    const Stat mean = sum.total() / static_cast<Stat>(cols_);
+    SlotSum<Stat> squares;
+    for_each_vec<Stat>(cols_, [&](int64_t col, auto lanes, auto slot) {
+      const Vec<Stat> centred = zero_rest<Stat>(load(row + col) - mean, lanes);
+      squares.parts[slot.value] += centred * centred;
     });
-    const Stat variance = reduce_add<Stat>(squares) / static_cast<Stat>(cols_);
+    const Stat variance = squares.total() / static_cast<Stat>(cols_);
     const Stat rstd = 1 / square_root(variance + static_cast<Stat>(params_.eps));
-    Residual* out = row_of<Residual>(params_.out, row);
-    for_each_vec<Stat>(cols_, [&](int64_t col, auto lanes) {
-      const Vec<Stat> xhat = (load(row_ + col) - mean) * rstd;
-      const Vec<Stat> y = xhat * load_lanes<Stat>(weight_ + col, lanes) +
-                          load_lanes<Stat>(bias + col, lanes);
+    const Stat* const weight = weight_;
+    const Stat* const bias = static_cast<const Stat*>(params_.bias);
+    Residual* const out = row_of<Residual>(params_.out, row_index);
+    for_each_vec<Stat>(cols_, [&](int64_t col, auto lanes, auto /*slot*/) {
+      const Vec<Stat> xhat = (load(row + col) - mean) * rstd;
+      const Vec<Stat> y =
+          xhat * load_lanes<Stat>(weight + col, lanes) + load_lanes<Stat>(bias + col, lanes);
       store_lanes<Stat>(out + col, y, lanes);
     });
-    static_cast<Stat*>(params_.mean)[row] = mean;
-    static_cast<Stat*>(params_.rstd)[row] = rstd;
+    static_cast<Stat*>(params_.mean)[row_index] = mean;
+    static_cast<Stat*>(params_.rstd)[row_index] = rstd;
   }
 
   // Adds the row to the three sums, of which that of dx may be null.
-  void backward(const LayerNormBwdParams& params, int64_t row, Stat* dweight, Stat* dbias,
+  void backward(const LayerNormBwdParams& params, int64_t row_index, Stat* dweight, Stat* dbias,
                 Stat* dx_bias) {
-    const Stat mean = static_cast<const Stat*>(params.mean)[row];
-    const Stat rstd = static_cast<const Stat*>(params.rstd)[row];
-    const Residual* dout = row_of<const Residual>(params.dout, row);
-    Vec<Stat> sum_g = splat<Stat>(0), sum_g_xhat = splat<Stat>(0);
-    add_residual(row, [&](int64_t col, auto lanes, Vec<Stat> s) {
+    const Stat mean = static_cast<const Stat*>(params.mean)[row_index];
+    const Stat rstd = static_cast<const Stat*>(params.rstd)[row_index];
+    const Stat* const weight = weight_;
+    const Residual* const dout = row_of<const Residual>(params.dout, row_index);
+    Stat* const row = row_;
+    SlotSum<Stat> sum_g, sum_g_xhat;
+    add_residual(row_index, [&](int64_t col, auto lanes, auto slot, Vec<Stat> s) {
       const Vec<Stat> xhat = (s - mean) * rstd;
       const Vec<Stat> grad = load_lanes<Stat>(dout + col, lanes);
-      const Vec<Stat> g = grad * load_lanes<Stat>(weight_ + col, lanes);
-      store(row_ + col, xhat);
+      const Vec<Stat> g = grad * load_lanes<Stat>(weight + col, lanes);
+      store(row + col, xhat);
       store(dweight + col, load(dweight + col) + grad * xhat);
       store(dbias + col, load(dbias + col) + grad);
-      sum_g += g;
-      sum_g_xhat += g * xhat;
+      sum_g.parts[slot.value] += g;
+      sum_g_xhat.parts[slot.value] += g * xhat;
     });
-    const Stat mean_g = reduce_add<Stat>(sum_g) / static_cast<Stat>(cols_);
-    const Stat mean_g_xhat = reduce_add<Stat>(sum_g_xhat) / static_cast<Stat>(cols_);
-    Residual* dresidual = row_of<Residual>(params.dresidual, row);
-    X* dx = params.dx.data == nullptr ? nullptr : row_of<X>(params.dx, row);
-    for_each_vec<Stat>(cols_, [&](int64_t col, auto lanes) {
+    const Stat mean_g = sum_g.total() / static_cast<Stat>(cols_);
+    const Stat mean_g_xhat = sum_g_xhat.total() / static_cast<Stat>(cols_);
+    Residual* const dresidual = row_of<Residual>(params.dresidual, row_index);
+    X* const dx = params.dx.data == nullptr ? nullptr : row_of<X>(params.dx, row_index);
+    const bool dropout = dropout_;
+    const Stat keep_scale = keep_scale_;
+    const RowMask mask = mask_;
+    for_each_vec<Stat>(cols_, [&](int64_t col, auto lanes, auto /*slot*/) {
       const Vec<Stat> g =
-          load_lanes<Stat>(dout + col, lanes) * load_lanes<Stat>(weight_ + col, lanes);
-      Vec<Stat> grad = (g - mean_g - load(row_ + col) * mean_g_xhat) * rstd;
+          load_lanes<Stat>(dout + col, lanes) * load_lanes<Stat>(weight + col, lanes);
+      Vec<Stat> grad = (g - mean_g - load(row + col) * mean_g_xhat) * rstd;
       store_lanes<Stat>(dresidual + col, grad, lanes);
-      if (dropout_) grad = mask_.keep<Stat>(grad * keep_scale_, col);
+      if (dropout) grad = mask.keep<Stat>(grad * keep_scale, col);
       if (dx != nullptr) store_lanes<Stat>(dx + col, grad, lanes);
       if (dx_bias != nullptr) store(dx_bias + col, load(dx_bias + col) + grad);
     });
   }
 
  private:
-  // Calls use(col, lanes, s) for the vectors of one row of s; lanes that are no column are 0.
+  // Calls use(col, lanes, slot, s) for the vectors of a row of s; lanes that are no column are 0.
   template <class Use>
   void add_residual(int64_t row, const Use& use) {
-    const X* x = row_of<const X>(params_.x, row);
-    const Residual* residual = row_of<const Residual>(params_.residual, row);
-    if (dropout_) mask_.draw(params_.seed, params_.drop_threshold, row, cols_);
-    for_each_vec<Stat>(cols_, [&](int64_t col, auto lanes) {
+    const X* const x = row_of<const X>(params_.x, row);
+    const Residual* const residual = row_of<const Residual>(params_.residual, row);
+    const Stat* const x_bias = x_bias_;
+    const bool dropout = dropout_;
+    const Stat keep_scale = keep_scale_;
+    RowMask mask = mask_;
+    if (dropout) mask.draw(params_.seed, params_.drop_threshold, row, cols_);
+    for_each_vec<Stat>(cols_, [&](int64_t col, auto lanes, auto slot) {
       Vec<Stat> h = load_lanes<Stat>(x + col, lanes);
-      if (x_bias_ != nullptr) h += load_lanes<Stat>(x_bias_ + col, lanes);
-      if (dropout_) h = mask_.keep<Stat>(h * keep_scale_, col);
-      use(col, lanes, h + load_lanes<Stat>(residual + col, lanes));
+      if (x_bias != nullptr) h += load_lanes<Stat>(x_bias + col, lanes);
+      if (dropout) h = mask.keep<Stat>(h * keep_scale, col);
+      use(col, lanes, slot, h + load_lanes<Stat>(residual + col, lanes));
     });
   }
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastattn.dropout import drop_threshold
 from fastattn.ops import checks
+from fastattn.reference import statistics_dtype
 
 if TYPE_CHECKING:
     from fastattn.backends import Call
@@ -190,3 +191,136 @@ def attention_bwd(
     )
     _fill_rows_of_no_sequence(options[0], (dq, 0.0))
     _fill_rows_of_no_sequence(options[1], (dk, 0.0), (dv, 0.0))
+
+
+def _as_rows(tensor: Tensor) -> Tensor:
+    """(..., columns) -> (rows, columns); a copy only where rows do not lie evenly."""
+    return _rows_contiguous(tensor.reshape(-1, tensor.shape[-1]))
+
+
+def _require_dtype(dtype: torch.dtype, **tensors: Tensor | None) -> None:
+    """Protects memory where an operator is called past the functions that fix the dtypes."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype != dtype:
+            raise TypeError(
+                f"fastattn: {name} must be {dtype}; got {tensor.dtype}. "
+                "Call the functions of fastattn.ops, which convert it."
+            )
+
+
+def _dropout_options(seed: Tensor | None, dropout_p: float) -> tuple[int, int, int]:
+    """The seed, the threshold, and the number of threads, last in each function below."""
+    threshold = 0 if seed is None else drop_threshold(dropout_p)
+    return 0 if seed is None else int(seed), threshold, torch.get_num_threads()
+
+
+def layer_norm_fwd(
+    out: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    x_bias: Tensor | None,
+    seed: Tensor | None,
+    eps: float,
+    dropout_p: float,
+) -> None:
+    """Fills out, contiguous and like residual, and mean and rstd, one number for each row."""
+    x, residual = _as_rows(x), _as_rows(residual)
+    stats_dtype = statistics_dtype(residual.dtype)
+    _require_dtype(stats_dtype, weight=weight, bias=bias, x_bias=x_bias)
+    _C.cpu_layer_norm_fwd(
+        _DTYPES[x.dtype],
+        _DTYPES[residual.dtype],
+        _view(_as_rows(out)),
+        _view(mean),
+        _view(rstd),
+        _view(x),
+        _view(residual),
+        _view(weight),
+        _view(bias),
+        _view(x_bias),
+        eps,
+        *_dropout_options(seed, dropout_p),
+    )
+
+
+def layer_norm_bwd(
+    dx: Tensor | None,
+    dresidual: Tensor,
+    dweight: Tensor,
+    dbias: Tensor,
+    dx_bias: Tensor | None,
+    dout: Tensor,
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    x_bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+) -> None:
+    """Fills the gradients. dx is None where it would be equal to dresidual."""
+    x, residual, dout = _as_rows(x), _as_rows(residual), _as_rows(dout)
+    stats_dtype = statistics_dtype(residual.dtype)
+    _require_dtype(stats_dtype, weight=weight, x_bias=x_bias, mean=mean, rstd=rstd)
+    _require_dtype(residual.dtype, dout=dout)
+    _C.cpu_layer_norm_bwd(
+        _DTYPES[x.dtype],
+        _DTYPES[residual.dtype],
+        None if dx is None else _view(_as_rows(dx)),
+        _view(_as_rows(dresidual)),
+        _view(dweight),
+        _view(dbias),
+        _view(dx_bias),
+        _view(dout),
+        _view(x),
+        _view(residual),
+        _view(weight),
+        _view(x_bias),
+        _view(mean),
+        _view(rstd),
+        *_dropout_options(seed, dropout_p),
+    )
+
+
+def gelu_fwd(out: Tensor, x: Tensor, bias: Tensor | None) -> None:
+    """Fills out, contiguous and of the shape and dtype of x."""
+    x = _as_rows(x)
+    _require_dtype(statistics_dtype(x.dtype), bias=bias)
+    out = out.view(x.shape)
+    if bias is None and x.is_contiguous():
+        x, out = x.view(1, -1), out.view(1, -1)  # short rows would leave most of a vector empty
+    _C.cpu_gelu_fwd(_DTYPES[x.dtype], _view(out), _view(x), _view(bias), torch.get_num_threads())
+
+
+def gelu_bwd(
+    dx: Tensor, dbias: Tensor | None, dout: Tensor, x: Tensor, bias: Tensor | None
+) -> None:
+    """Fills dx, contiguous and of the shape and dtype of x, and dbias if it is given."""
+    x, dout = _as_rows(x), _as_rows(dout)
+    _require_dtype(statistics_dtype(x.dtype), bias=bias)
+    _require_dtype(x.dtype, dout=dout)
+    dx = dx.view(x.shape)
+    if bias is None and x.is_contiguous() and dout.is_contiguous():
+        x, dout, dx = x.view(1, -1), dout.view(1, -1), dx.view(1, -1)
+    _C.cpu_gelu_bwd(
+        _DTYPES[x.dtype],
+        _view(dx),
+        _view(dbias),
+        _view(dout),
+        _view(x),
+        _view(bias),
+        torch.get_num_threads(),
+    )
+
+
+def hidden_dropout(out: Tensor, x: Tensor, seed: Tensor, dropout_p: float) -> None:
+    """Fills out, contiguous and of the shape and dtype of x."""
+    x = _as_rows(x)
+    _C.cpu_hidden_dropout(
+        _DTYPES[x.dtype], _view(out.view(x.shape)), _view(x), *_dropout_options(seed, dropout_p)
+    )

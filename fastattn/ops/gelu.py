@@ -1,0 +1,110 @@
+"""Bias and exact GELU as one operator: the middle of a BERT layer's feed-forward part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastattn.backends import cpu
+from fastattn.ops import hidden_checks as checks
+from fastattn.reference import statistics_dtype
+
+_OP = "bias_gelu"
+
+
+def bias_gelu(x: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    """The exact GELU of a sum, the "gelu" of BERT's checkpoints.
+
+        h = x + bias;  out = h * (1 + erf(h / sqrt(2))) / 2
+
+    Args:
+        x: (..., hidden_size), float32, float64, float16 or bfloat16; any strides, fastest with
+            contiguous rows.
+        bias: (hidden_size,), any of these dtypes; that of the linear layer whose product x is.
+        backend: "cpu" or "reference"; None chooses the kernels wherever they run.
+
+    Returns:
+        out, of the shape and dtype of x.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule; the message says which.
+        BackendError: the backend asked for cannot serve the call.
+
+    Computed in float32 (float64 for float64 inputs). The result is deterministic, forward and
+    backward.
+    """
+    checks.check_x(_OP, x)
+    if bias is not None:
+        checks.check_vector(_OP, "bias", bias, x)
+        bias = bias.to(statistics_dtype(x.dtype))
+    if checks.use_kernels(_OP, x, backend):
+        return torch.ops.fastattn.gelu_fwd(x, bias)
+    return reference(x, bias)
+
+
+def reference(x: Tensor, bias: Tensor | None) -> Tensor:
+    """The operator in plain torch: its definition, and the backend where there is no kernel."""
+    h = x.to(statistics_dtype(x.dtype))
+    return F.gelu(h if bias is None else h + bias).to(x.dtype)
+
+
+# The operators take bias in float32, or float64 for float64 inputs.
+torch.library.define("fastattn::gelu_fwd", "(Tensor x, Tensor? bias) -> Tensor")
+torch.library.define(
+    "fastattn::gelu_bwd", "(Tensor dout, Tensor x, Tensor? bias) -> (Tensor, Tensor)"
+)
+
+
+def _empty_grads(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns dx and dbias, to be filled; dbias is empty if there is no bias."""
+    return x.new_empty(x.shape), x.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+
+
+@torch.library.impl("fastattn::gelu_fwd", "CPU")
+def _gelu_fwd(x: Tensor, bias: Tensor | None) -> Tensor:
+    out = x.new_empty(x.shape)
+    cpu.gelu_fwd(out, x, bias)
+    return out
+
+
+@torch.library.register_fake("fastattn::gelu_fwd")
+def _gelu_fwd_fake(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.impl("fastattn::gelu_bwd", "CPU")
+def _gelu_bwd(dout: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    dx, dbias = _empty_grads(x, bias)
+    cpu.gelu_bwd(dx, None if bias is None else dbias, dout, x, bias)
+    return dx, dbias
+
+
+@torch.library.register_fake("fastattn::gelu_bwd")
+def _gelu_bwd_fake(dout: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _empty_grads(x, bias)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor | None]:
+    x, bias = ctx.saved_tensors
+    dx, dbias = torch.ops.fastattn.gelu_bwd(dout, x, bias)
+    return dx, None if bias is None else dbias
+
+
+torch.library.register_autograd("fastattn::gelu_fwd", _backward, setup_context=_setup_context)
+
+
+def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
+    raise NotImplementedError(
+        f"{_OP}: the gradient of a gradient must be taken on the reference backend; got one "
+        f'through a fused kernel. Call {_OP}(..., backend="reference").'
+    )
+
+
+torch.library.register_autograd("fastattn::gelu_bwd", _no_double_backward)

@@ -1,0 +1,258 @@
+"""Dropout, residual and LayerNorm as one operator: how each half of a BERT layer ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastattn import dropout
+from fastattn.backends import cpu
+from fastattn.ops import hidden_checks as checks
+from fastattn.reference import statistics_dtype
+
+_OP = "dropout_add_layer_norm"
+
+
+def dropout_add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dropout_p: float = 0.0,
+    generator: torch.Generator | None = None,
+    x_bias: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """LayerNorm of a residual sum with dropout, over the last dimension.
+
+        out = layer_norm(residual + dropout(x + x_bias)) * weight + bias
+
+    Args:
+        x: (..., hidden_size), float32, float64, float16 or bfloat16; any strides, fastest with
+            contiguous rows.
+        residual: the shape of x. Its dtype may differ, as it does under ``torch.autocast``, where
+            a matrix product gives 16 bits and the residual stream stays in float32.
+        weight: (hidden_size,), any of these dtypes.
+        bias: (hidden_size,).
+        eps: added to the variance.
+        dropout_p: probability of dropping an element of x + x_bias, in [0, 1), realised as a
+            multiple of 1/65536. It is applied whenever it is positive: pass 0 in evaluation.
+        generator: source of the dropout seed. Default: torch's generator of the device, so
+            ``torch.manual_seed`` governs it.
+        x_bias: (hidden_size,); that of the linear layer whose product x is.
+        backend: "cpu" or "reference"; None chooses the kernels wherever they run.
+
+    Returns:
+        out, of the shape of x and of the dtype that ``residual + x`` has.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule; the message says which.
+        BackendError: the backend asked for cannot serve the call.
+
+    The sum and its statistics are never rounded to fewer bits than float32 (float64 for float64
+    inputs) has. The result is deterministic, forward and backward.
+    """
+    _check(x, residual, weight, bias, eps, dropout_p, x_bias)
+    out_dtype = torch.promote_types(x.dtype, residual.dtype)
+    residual = residual.to(out_dtype)
+    if out_dtype == torch.float64:
+        x = x.to(out_dtype)
+    stats_dtype = statistics_dtype(out_dtype)
+    weight, bias = weight.to(stats_dtype), bias.to(stats_dtype)
+    if x_bias is not None:
+        x_bias = x_bias.to(stats_dtype)
+    kernels = checks.use_kernels(_OP, x, backend)
+    seed = dropout.draw_seed(x.device, generator) if dropout_p > 0.0 else None
+    options = (x, residual, weight, bias, x_bias, seed, float(eps), float(dropout_p))
+    return torch.ops.fastattn.layer_norm_fwd(*options)[0] if kernels else reference(*options)
+
+
+def reference(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    x_bias: Tensor | None,
+    seed: Tensor | None,
+    eps: float,
+    dropout_p: float,
+) -> Tensor:
+    """The operator in plain torch: its definition, and the backend where there is no kernel.
+
+    Args:
+        seed: scalar int64 tensor, needed if dropout_p > 0.
+    """
+    stats_dtype = weight.dtype
+    h = x.to(stats_dtype)
+    if x_bias is not None:
+        h = h + x_bias
+    if seed is not None:
+        keep = dropout.hidden_keep_mask(seed, h[..., 0].numel(), h.shape[-1], dropout_p)
+        h = torch.where(keep.view(h.shape), h * dropout.keep_scale(dropout_p), 0.0)
+    return F.layer_norm(residual.to(stats_dtype) + h, h.shape[-1:], weight, bias, eps).to(
+        residual.dtype
+    )
+
+
+def _check(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dropout_p: float,
+    x_bias: Tensor | None,
+) -> None:
+    checks.check_x(_OP, x)
+    checks.check_floating(_OP, "residual", residual)
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"{_OP}: residual must have the shape of x, {tuple(x.shape)}; got "
+            f"{tuple(residual.shape)}."
+        )
+    checks.check_device(_OP, "residual", residual, x)
+    checks.check_vector(_OP, "weight", weight, x)
+    checks.check_vector(_OP, "bias", bias, x)
+    if x_bias is not None:
+        checks.check_vector(_OP, "x_bias", x_bias, x)
+    checks.check_eps(_OP, eps)
+    checks.check_dropout_p(_OP, dropout_p)
+
+
+# The operators take residual in the dtype of the result, x in that dtype or with 16 bits where it
+# is float32, and vectors in the dtype of the statistics, which mean and rstd have too.
+torch.library.define(
+    "fastattn::layer_norm_fwd",
+    "(Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor? x_bias, Tensor? seed, "
+    "float eps, float dropout_p) -> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "fastattn::layer_norm_bwd",
+    "(Tensor dout, Tensor x, Tensor residual, Tensor weight, Tensor? x_bias, Tensor mean, "
+    "Tensor rstd, Tensor? seed, float dropout_p) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+def _empty_outputs(residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns out, mean and rstd, to be filled."""
+    rows = residual.shape[:-1].numel()
+    return residual.new_empty(residual.shape), weight.new_empty(rows), weight.new_empty(rows)
+
+
+def _one_gradient(x: Tensor, residual: Tensor, seed: Tensor | None) -> bool:
+    """Says whether x and residual have the same gradient."""
+    return seed is None and x.dtype == residual.dtype
+
+
+def _empty_grads(
+    x: Tensor, residual: Tensor, weight: Tensor, x_bias: Tensor | None, seed: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns the five gradients, to be filled; what is not computed is empty."""
+    return (
+        x.new_empty(0 if _one_gradient(x, residual, seed) else x.shape),
+        residual.new_empty(residual.shape),
+        weight.new_empty(weight.shape),
+        weight.new_empty(weight.shape),
+        weight.new_empty(0 if x_bias is None else x_bias.shape),
+    )
+
+
+@torch.library.impl("fastattn::layer_norm_fwd", "CPU")
+def _layer_norm_fwd(
+    x: Tensor, residual: Tensor, weight: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    out, mean, rstd = _empty_outputs(residual, weight)
+    cpu.layer_norm_fwd(out, mean, rstd, x, residual, weight, *rest)
+    return out, mean, rstd
+
+
+@torch.library.register_fake("fastattn::layer_norm_fwd")
+def _layer_norm_fwd_fake(
+    x: Tensor, residual: Tensor, weight: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_outputs(residual, weight)
+
+
+@torch.library.impl("fastattn::layer_norm_bwd", "CPU")
+def _layer_norm_bwd(
+    dout: Tensor,
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    x_bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grads = _empty_grads(x, residual, weight, x_bias, seed)
+    dx, dresidual, dweight, dbias, dx_bias = grads
+    cpu.layer_norm_bwd(
+        None if _one_gradient(x, residual, seed) else dx,
+        dresidual,
+        dweight,
+        dbias,
+        None if x_bias is None else dx_bias,
+        dout,
+        x,
+        residual,
+        weight,
+        x_bias,
+        mean,
+        rstd,
+        seed,
+        dropout_p,
+    )
+    return grads
+
+
+@torch.library.register_fake("fastattn::layer_norm_bwd")
+def _layer_norm_bwd_fake(
+    dout: Tensor,
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    x_bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _empty_grads(x, residual, weight, x_bias, seed)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, residual, weight, _, x_bias, seed, _, dropout_p = inputs
+    _, mean, rstd = output
+    # Not the sum: x and residual give it again, and the residual is kept by other layers anyway.
+    ctx.save_for_backward(x, residual, weight, x_bias, mean, rstd, seed)
+    ctx.dropout_p = dropout_p
+    ctx.mark_non_differentiable(mean, rstd)
+
+
+def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
+    x, residual, weight, x_bias, mean, rstd, seed = ctx.saved_tensors
+    dx, dresidual, dweight, dbias, dx_bias = torch.ops.fastattn.layer_norm_bwd(
+        dout, x, residual, weight, x_bias, mean, rstd, seed, ctx.dropout_p
+    )
+    if _one_gradient(x, residual, seed):
+        dx = dresidual
+    return dx, dresidual, dweight, dbias, None if x_bias is None else dx_bias, None, None, None
+
+
+torch.library.register_autograd("fastattn::layer_norm_fwd", _backward, setup_context=_setup_context)
+
+
+def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
+    raise NotImplementedError(
+        f"{_OP}: the gradient of a gradient must be taken on the reference backend; got one "
+        f'through a fused kernel. Call {_OP}(..., backend="reference").'
+    )
+
+
+torch.library.register_autograd("fastattn::layer_norm_bwd", _no_double_backward)
