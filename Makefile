@@ -52,9 +52,9 @@ SANITIZED := build/sanitized
 test-sanitize: $(DEV_READY) ## Run the kernels' tests under the address and undefined sanitizers
 	CMAKE_ARGS="-DFASTATTN_SANITIZE=address,undefined" $(BIN)/python -m pip install -q --no-deps \
 	  --no-build-isolation --upgrade --target $(SANITIZED) .
-	OMP_NUM_THREADS=2 PYTHONPATH=$(CURDIR)/$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 \
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	  $(BIN)/pytest -q -p no:xdist -m "not slow" $(if $(ARGS),$(ARGS),tests/ops)
+	  $(BIN)/pytest -q -n $(TEST_JOBS) $(if $(ARGS),$(ARGS),tests/ops -k "not compile and not opcheck")
 
 lint: $(DEV_READY) ## Check style and types, change nothing
 	$(BIN)/ruff check .
