@@ -35,9 +35,9 @@ class FinetuneConfig:
     resume: bool = False
     epochs: float = 1.0
     max_steps: int | None = None
-    batch_size: int = 16
+    batch_size: int = 8
     eval_batch_size: int = 32
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     warmup_ratio: float = 0.1
     warmup_steps: int | None = None
     weight_decay: float = 0.01
