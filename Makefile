@@ -72,8 +72,8 @@ build: ## Recompile what changed in csrc, in place, warnings as errors
 	CMAKE_ARGS="-DFASTATTN_WERROR=ON $$CMAKE_ARGS" $(BIN)/python setup.py -q build_ext --inplace
 	@touch $(DEMO_READY) $(DEV_READY)
 
-bench: $(DEV_READY) ## Run the benchmarks; options: ARGS="-k attention"
-	$(BIN)/python -m pytest bench -p no:xdist $(ARGS)
+bench: $(DEV_READY) ## Run the benchmarks; options: ARGS="-k dropout"
+	$(BIN)/python -m pytest -q bench --benchmark-columns=median,min,max,rounds $(ARGS)
 
 dist: $(DEV_READY) ## Build the source archive and, from it, the wheel, into dist/
 	rm -rf dist
