@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -140,7 +141,7 @@ torch.library.define(
 
 def _empty_outputs(residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns out, mean and rstd, to be filled."""
-    rows = residual.shape[:-1].numel()
+    rows = math.prod(residual.shape[:-1])
     return residual.new_empty(residual.shape), weight.new_empty(rows), weight.new_empty(rows)
 
 
