@@ -50,7 +50,7 @@ class FinetuneConfig:
     patch: bool = True
     device: str = "auto"
     threads: int | None = None
-    compare_steps: int = 3
+    compare_steps: int = 5
     progress: bool = True
 
     def check(self) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from fastattn import data
 from fastattn.finetune.config import FinetuneConfig
@@ -26,65 +25,75 @@ def print_start(
     """Says what is about to be trained, on what, and with which kernels."""
     sizes = splits.report["sizes"]
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    console.print(f"data      {splits.report['source']}", markup=False)
+    _print(console, f"data      {splits.report['source']}")
     for name, counts in splits.report.items():
         if name.endswith("_rows"):
             dropped = {reason: n for reason, n in counts.items() if reason != "read" and n}
             words = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in dropped.items())
             part = name.removesuffix("_rows")
-            console.print(
-                f"          {part}: {counts['read']:,} rows read, dropped: {words or 'none'}"
+            _print(
+                console,
+                f"          {part}: {counts['read']:,} rows read, dropped: {words or 'none'}",
             )
     for note in splits.report["notes"]:
-        console.print(f"          note: {note}", markup=False)
-    console.print(
+        _print(console, f"          note: {note}")
+    _print(
+        console,
         f"splits    train {sizes['train']:,} | validation {sizes['validation']:,} | "
         f"test {sizes['test']:,} texts, none in two of them; classes: "
         f"{', '.join(splits.label_names[:8])}",
-        markup=False,
     )
-    console.print(
+    _print(
+        console,
         f"model     {config.model}: {type(model).__name__}, {parameters:.1f} M parameters",
-        markup=False,
     )
     first = patch_report.splitlines()[0] if patch_report else "off: stock Transformers"
-    console.print(f"kernels   {first}; {torch.get_num_threads()} threads", markup=False)
-    console.print(
+    _print(console, f"kernels   {first}; {torch.get_num_threads()} threads")
+    _print(
+        console,
         f"training  {config.epochs:g} epoch(s), batch size {config.batch_size}, at most "
         f"{config.max_length} tokens a text, learning rate {config.learning_rate:g}, "
-        f"seed {config.seed}"
+        f"seed {config.seed}",
     )
-    console.print(f"output    {folder}\n", markup=False)
+    _print(console, f"output    {folder}\n")
 
 
-def print_result(
-    console: Console, metrics: dict[str, Any], folder: Path, label_names: list[str]
-) -> None:
+def print_result(console: Console, metrics: dict[str, Any], folder: Path) -> None:
     """Prints the figures of a run, and what to type next."""
     accuracy, texts = metrics["test_accuracy"], metrics["test_texts"]
     interval = 1.96 * math.sqrt(accuracy * (1 - accuracy) / texts)
-    table = Table.grid(padding=(0, 2))
-    table.add_row(
-        "test accuracy",
-        f"{accuracy:.3f} ± {interval:.3f} (95 %) on {texts:,} held-out texts; "
-        f"always the commonest class: {metrics['test_majority_accuracy']:.3f}",
-    )
-    table.add_row(
-        "training",
-        f"{metrics['train_seconds']:.1f} s for {metrics['train_texts']:,} texts, "
-        f"{metrics['train_tokens_per_second']:,.0f} tokens/s (padding not counted)",
-    )
-    table.add_row(
-        "evaluation",
-        f"{metrics['test_seconds']:.1f} s, {metrics['test_tokens_per_second']:,.0f} tokens/s",
-    )
-    table.add_row("peak memory", _memory(metrics))
+    rows = [
+        (
+            "test accuracy",
+            f"{accuracy:.3f} ± {interval:.3f} (95 %) on {texts:,} held-out texts; "
+            f"always the commonest class: {metrics['test_majority_accuracy']:.3f}",
+        ),
+        (
+            "training",
+            f"{metrics['train_seconds']:.1f} s for {metrics['train_texts']:,} texts, "
+            f"{metrics['train_tokens_per_second']:,.0f} tokens/s (padding not counted)",
+        ),
+        (
+            "evaluation",
+            f"{metrics['test_seconds']:.1f} s, {metrics['test_tokens_per_second']:,.0f} tokens/s",
+        ),
+        ("peak memory", _memory(metrics)),
+    ]
     if "compare" in metrics:
-        table.add_row("training step", _comparison(metrics["compare"]))
-    table.add_row("total", f"{metrics['total_seconds']:.1f} s")
+        rows += [
+            ("training step" if index == 0 else "", line)
+            for index, line in enumerate(_comparison(metrics["compare"]))
+        ]
+    rows.append(("total", f"{metrics['total_seconds']:.1f} s"))
     console.print()
-    console.print(table)
-    console.print(_next_steps(folder), markup=False, soft_wrap=True)
+    for name, words in rows:
+        _print(console, f"{name:15}{words}")
+    _print(console, _next_steps(folder))
+
+
+def _print(console: Console, line: str) -> None:
+    """Prints a line as it is; where the terminal is too narrow, the terminal wraps it."""
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def _memory(metrics: dict[str, Any]) -> str:
@@ -93,7 +102,7 @@ def _memory(metrics: dict[str, Any]) -> str:
     return text if gpu is None else f"{text}, GPU {gpu / 2**20:,.0f} MiB"
 
 
-def _comparison(compare: dict[str, Any]) -> str:
+def _comparison(compare: dict[str, Any]) -> list[str]:
     """The step ratio, and everything it depends on."""
     rows = compare["shapes"][0][0]
     lengths = sorted({length for _, length in compare["shapes"]})
@@ -102,16 +111,16 @@ def _comparison(compare: dict[str, Any]) -> str:
     padding = 1 - sum(compare["real_tokens"]) / padded
     hidden, attention = compare["dropout"]
     threads = f", {compare['threads']} threads" if compare["device"] == "cpu" else ""
-    stock = f"stock Transformers ({compare['stock_attention']})"
-    return (
-        f"{compare['ratio']:.2f} times as fast as {stock}: "
-        f"{compare['fastattn_step_ms']:,.0f} instead of {compare['stock_step_ms']:,.0f} ms\n"
-        f"median of {len(compare['shapes'])} steps each in turn, batches of {rows} x {span} tokens "
-        f"of which {padding:.0%} is padding,\n"
-        f"{compare['dtype']}, dropout {hidden:g} (attention {attention:g}), "
-        f"on {compare['device']}{threads};\n"
-        f"without dropout their logits differ by {compare['largest_logit_difference']:.0e}"
-    )
+    return [
+        f"{compare['ratio']:.2f} times as fast as stock Transformers "
+        f"({compare['stock_attention']}): {compare['fastattn_step_ms']:,.0f} instead of "
+        f"{compare['stock_step_ms']:,.0f} ms",
+        f"median of {len(compare['shapes'])} steps each, taken in turn, with AdamW; batches of "
+        f"{rows} x {span} tokens, {padding:.0%} of them padding",
+        f"{compare['dtype']}, dropout {hidden:g} (attention {attention:g}), on "
+        f"{compare['device']}{threads}; without dropout logits differ by "
+        f"{compare['largest_logit_difference']:.0e}",
+    ]
 
 
 def _next_steps(folder: Path) -> str:

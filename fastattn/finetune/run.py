@@ -98,7 +98,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     metrics["total_seconds"] = time.perf_counter() - started
     folder.write_json(METRICS_FILE, metrics)
     folder.write_json(RUN_FILE, {**record, "status": "finished", "finished": _now()})
-    report.print_result(console, metrics, folder.path, prepared.splits.label_names)
+    report.print_result(console, metrics, folder.path)
     return FinetuneResult(folder.path, metrics)
 
 

@@ -72,7 +72,7 @@ class Progress(TrainerCallback):
         self._show = show
         self._bar: tqdm | None = None
         self._evaluation_bar: tqdm | None = None
-        self._postfix: dict[str, str] = {}
+        self._postfix = {"loss": "?", "tokens/s": "?"}
         self._started = self._evaluation_seconds = 0.0
         self._tokens_before = 0
 
@@ -94,8 +94,7 @@ class Progress(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         if logs and "loss" in logs:
-            # First, so that it stays in view in a narrow terminal.
-            self._postfix = {"loss": f"{float(logs['loss']):.3f}", **self._postfix}
+            self._postfix["loss"] = f"{float(logs['loss']):.3f}"
 
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
@@ -121,6 +120,7 @@ class Progress(TrainerCallback):
         self.train_seconds = self._elapsed()
         assert self._bar is not None
         self._bar.close()
+        self._bar = None
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._started - self._evaluation_seconds
@@ -135,6 +135,7 @@ class Progress(TrainerCallback):
             mininterval=interval,
             dynamic_ncols=True,
             disable=not self._show,
+            leave=self._bar is None or name == "train",  # within training, make room again
         )
 
 
