@@ -92,8 +92,7 @@ class BackwardUnit {
         params_.dk.row_stride, scratch_.dk, block_cols, params_.softmax_scale);
     store_rows(
         sequence_.template k_rows<Element>(params_.dv, kv_head_) + col0 * params_.dv.row_stride,
-        params_.dv.row_stride, scratch_.dv, block_cols,
-        philox::keep_scale(params_.drop_threshold));
+        params_.dv.row_stride, scratch_.dv, block_cols, philox::keep_scale(params_.drop_threshold));
   }
 
   void run_head(int64_t i, int64_t col0, int cols) {
@@ -168,8 +167,7 @@ void add_bias_grad(const AttentionBwdParams& params, const GradShape<Math>& shap
     const int cols = static_cast<int>(min_of<int64_t>(kGradBlockN, keys.end - col0));
     scratch.keys.template load<Element>(params, shape, sequence, kv_head, col0, cols,
                                         [&](int i) { return keys.is_live(col0 + i); });
-    for (int64_t row0 = row_begin; row0 < min_of(row_end, sequence.seqlen_q);
-         row0 += kGradBlockM) {
+    for (int64_t row0 = row_begin; row0 < min_of(row_end, sequence.seqlen_q); row0 += kGradBlockM) {
       const int rows = static_cast<int>(min_of<int64_t>(kGradBlockM, sequence.seqlen_q - row0));
       if (!queries.block_is_live[row0 / kGradBlockM] || !rule.sees(row0, rows, col0, cols)) {
         continue;
@@ -194,20 +192,19 @@ void run_bias(const AttentionBwdParams& params, const GradShape<Math>& shape) {
   const bool rows_shared = dbias.sizes[2] == 1;
   const int64_t chunk_rows = rows_shared ? max_of<int64_t>(shape.max_rows, 1) : kChunkRows;
   const int64_t chunks = max_of<int64_t>((shape.max_rows + chunk_rows - 1) / chunk_rows, 1);
-  parallel_for(
-      dbias.sizes[0] * dbias.sizes[1] * chunks, params.num_threads,
-      Scratch<Math>(nullptr, shape, /*group=*/1).bytes, [&](int64_t unit, void* block) {
-        const int64_t row_begin = unit % chunks * chunk_rows;
-        const int64_t own_head = unit / chunks % dbias.sizes[1];
-        const int64_t own_sequence = unit / chunks / dbias.sizes[1];
-        for (int64_t sequence = own_sequence; sequence < params.batch_size;
-             sequence += dbias.sizes[0]) {
-          for (int64_t head = own_head; head < params.num_heads; head += dbias.sizes[1]) {
-            add_bias_grad<Math, Element>(params, shape, sequence, head, row_begin,
-                                         row_begin + chunk_rows, block);
-          }
-        }
-      });
+  parallel_for(dbias.sizes[0] * dbias.sizes[1] * chunks, params.num_threads,
+               Scratch<Math>(nullptr, shape, /*group=*/1).bytes, [&](int64_t unit, void* block) {
+                 const int64_t row_begin = unit % chunks * chunk_rows;
+                 const int64_t own_head = unit / chunks % dbias.sizes[1];
+                 const int64_t own_sequence = unit / chunks / dbias.sizes[1];
+                 for (int64_t sequence = own_sequence; sequence < params.batch_size;
+                      sequence += dbias.sizes[0]) {
+                   for (int64_t head = own_head; head < params.num_heads; head += dbias.sizes[1]) {
+                     add_bias_grad<Math, Element>(params, shape, sequence, head, row_begin,
+                                                  row_begin + chunk_rows, block);
+                   }
+                 }
+               });
 }
 
 }  // namespace

@@ -119,8 +119,8 @@ class ForwardUnit {
   // Scores, weights and accumulation of one tile.
   void step(int64_t row0, int rows, int64_t col0, int cols) {
     const int vec_cols = static_cast<int>(round_up(cols, kLanes<Stat>));
-    gemm<Math, 1>(rows, vec_cols, d_words_, q_block(row0), kBlockM, scratch_.k, kBlockN,
-                  scratch_.s, kBlockN, /*accumulate=*/false);
+    gemm<Math, 1>(rows, vec_cols, d_words_, q_block(row0), kBlockM, scratch_.k, kBlockN, scratch_.s,
+                  kBlockN, /*accumulate=*/false);
     Stat factor = rule_.factor();
     if (!rule_.is_plain(row0, rows, col0, vec_cols)) {
       for (int i = 0; i < rows; ++i) {
@@ -197,8 +197,7 @@ class ForwardUnit {
       store_row(out + row * params_.out.row_stride, scratch_.acc + i * d_cols_, head_dim_,
                 empty ? Stat{0} : keep_scale / sum);
       lse[row * params_.lse.row_stride] =
-          empty ? -kInfinity<Stat>
-                : scratch_.row_max[i] * static_cast<Stat>(kLn2) + std::log(sum);
+          empty ? -kInfinity<Stat> : scratch_.row_max[i] * static_cast<Stat>(kLn2) + std::log(sum);
     }
   }
 
@@ -239,17 +238,17 @@ void run(const AttentionParams& params) {
   const int64_t d_cols = round_up(params.head_dim, kLanes<typename Math::Stat>);
   const size_t bytes = Scratch<Math>(nullptr, chunk_rows, max_seqlen_k, d_words, d_cols).bytes;
   const Order order(params);
-  parallel_for(params.batch_size * params.num_heads * chunks, params.num_threads, bytes,
-               [&](int64_t unit, void* block) {
-                 const int64_t chunk = unit % chunks, head = unit / chunks % params.num_heads;
-                 const int64_t sequence = order[unit / chunks / params.num_heads];
-                 const int64_t seqlen_q = Sequence(params, sequence).seqlen_q;
-                 const int64_t begin = chunk * chunk_rows;
-                 const int64_t end = min_of(begin + chunk_rows, seqlen_q);
-                 if (begin >= end) return;
-                 ForwardUnit<Math, Element>(params, sequence, head, begin, end, chunk_rows, block)
-                     .run();
-               });
+  parallel_for(
+      params.batch_size * params.num_heads * chunks, params.num_threads, bytes,
+      [&](int64_t unit, void* block) {
+        const int64_t chunk = unit % chunks, head = unit / chunks % params.num_heads;
+        const int64_t sequence = order[unit / chunks / params.num_heads];
+        const int64_t seqlen_q = Sequence(params, sequence).seqlen_q;
+        const int64_t begin = chunk * chunk_rows;
+        const int64_t end = min_of(begin + chunk_rows, seqlen_q);
+        if (begin >= end) return;
+        ForwardUnit<Math, Element>(params, sequence, head, begin, end, chunk_rows, block).run();
+      });
 }
 
 }  // namespace

@@ -53,8 +53,8 @@ class KeepMask {
 
   // Draws rows [row0, row0 + rows) and columns [col0, col0 + cols) of one head of one sequence.
   // row0 and col0 are multiples of 16, and whole tiles of the dropout rule are drawn.
-  void draw(uint64_t seed, uint32_t drop_threshold, uint32_t sequence, uint32_t head,
-            int64_t row0, int rows, int64_t col0, int cols) {
+  void draw(uint64_t seed, uint32_t drop_threshold, uint32_t sequence, uint32_t head, int64_t row0,
+            int rows, int64_t col0, int cols) {
     constexpr int kCalls = kLanes<uint32_t>;  // calls side by side; 4 of them serve one row
     const Vec<uint32_t> lane = iota<uint32_t>();
     for (int row = 0; row < rows; row += philox::kTile) {
@@ -75,8 +75,7 @@ class KeepMask {
 
   // The bits of the vector of scores that starts at column `col` of a row, in the low lanes.
   uint32_t bits(int row, int col) const {
-    return static_cast<uint32_t>(bits_[col / philox::kTile * kRows + row]) >>
-           (col % philox::kTile);
+    return static_cast<uint32_t>(bits_[col / philox::kTile * kRows + row]) >> (col % philox::kTile);
   }
 
  private:

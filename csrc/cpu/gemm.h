@@ -77,8 +77,8 @@ inline void gemm_panel(int rows, const typename Math::Word* a, ptrdiff_t a_strid
 // C (rows, cols) (+)= A (rows, depth) @ B (depth, cols); cols is a multiple of the vector length.
 template <class Math, int kAStrideM>
 inline void gemm(int rows, int cols, int depth, const typename Math::Word* a, ptrdiff_t a_stride_k,
-                 const typename Math::Word* b, ptrdiff_t ldb, typename Math::Stat* c,
-                 ptrdiff_t ldc, bool accumulate) {
+                 const typename Math::Word* b, ptrdiff_t ldb, typename Math::Stat* c, ptrdiff_t ldc,
+                 bool accumulate) {
   constexpr int kWide = kMicroVecs * kLanes<typename Math::Stat>;
   int col = 0;
   for (; col + kWide <= cols; col += kWide) {

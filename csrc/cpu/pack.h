@@ -40,8 +40,8 @@ inline void pack_columns(typename Math::Word* dst, ptrdiff_t ld, const Element* 
       Vec<Word> block[kSide];
 #pragma GCC unroll 16
       for (int i = 0; i < kSide; ++i) {
-        block[i] = live[i] ? Math::load_words(row + i * row_stride + p * Math::kPair)
-                           : splat<Word>(0);
+        block[i] =
+            live[i] ? Math::load_words(row + i * row_stride + p * Math::kPair) : splat<Word>(0);
       }
       transpose<Word>(block);
 #pragma GCC unroll 16

@@ -72,7 +72,8 @@ struct Queries {
     for (int64_t row0 = 0; row0 < sequence.seqlen_q; row0 += kGradBlockM) {
       const int rows = static_cast<int>(min_of<int64_t>(kGradBlockM, sequence.seqlen_q - row0));
       bool any = false;
-      for (int i = 0; i < rows; ++i) any |= load_row_stats<Element>(params, sequence, head, row0 + i);
+      for (int i = 0; i < rows; ++i)
+        any |= load_row_stats<Element>(params, sequence, head, row0 + i);
       block_is_live[row0 / kGradBlockM] = any;
       if (!any) continue;
       const auto is_live = [&](int i) { return lse2[row0 + i] != kInfinity<Stat>; };
@@ -91,7 +92,7 @@ struct Queries {
   // Fills lse2 and delta of a row; returns whether the row is live.
   template <class Element>
   bool load_row_stats(const AttentionBwdParams& params, const Sequence& sequence, int64_t head,
-                  int64_t row) {
+                      int64_t row) {
     const Element* dout =
         sequence.template q_rows<const Element>(params.dout, head) + row * params.dout.row_stride;
     const Element* out =
@@ -112,13 +113,13 @@ struct Queries {
       sum += static_cast<Stat>(to_float(out[j])) * d;
     }
     if (params.dlse.data != nullptr) {
-      const Stat dlse = sequence.template row_stats<const Stat>(
-          params.dlse, head)[row * params.dlse.row_stride];
+      const Stat dlse =
+          sequence.template row_stats<const Stat>(params.dlse, head)[row * params.dlse.row_stride];
       live |= dlse != 0;
       sum -= dlse;
     }
-    const Stat lse = sequence.template row_stats<const Stat>(
-        params.lse, head)[row * params.lse.row_stride];
+    const Stat lse =
+        sequence.template row_stats<const Stat>(params.lse, head)[row * params.lse.row_stride];
     live &= lse != -kInfinity<Stat>;
     lse2[row] = live ? lse * static_cast<Stat>(kLog2E) : kInfinity<Stat>;
     delta[row] = live ? sum : 0;
@@ -142,10 +143,10 @@ struct KeyBlock {
   template <class Element, class IsLive>
   void load(const AttentionParams& params, const GradShape<Math>& shape, const Sequence& sequence,
             int64_t kv_head, int64_t col0, int cols, const IsLive& is_live) {
-    const Element* k = sequence.template k_rows<const Element>(params.k, kv_head) +
-                       col0 * params.k.row_stride;
-    const Element* v = sequence.template k_rows<const Element>(params.v, kv_head) +
-                       col0 * params.v.row_stride;
+    const Element* k =
+        sequence.template k_rows<const Element>(params.k, kv_head) + col0 * params.k.row_stride;
+    const Element* v =
+        sequence.template k_rows<const Element>(params.v, kv_head) + col0 * params.v.row_stride;
     pack_columns<Math>(k_cols, kGradBlockN, k, params.k.row_stride, cols, shape.head_dim, is_live);
     pack_columns<Math>(v_cols, kGradBlockN, v, params.v.row_stride, cols, shape.head_dim, is_live);
     pack_rows<Math>(k_rows, shape.d_cols, k, params.k.row_stride, cols, shape.head_dim, is_live);
@@ -159,10 +160,10 @@ struct ScoreGradTile {
   using Stat = typename Math::Stat;
   using Word = typename Math::Word;
   static constexpr int kLd = kGradBlockN;
-  Stat *p, *ds;                 // (kGradBlockM, kGradBlockN): keep * p without keep_scale, and ds
-  Word *p_pairs, *ds_pairs;     // (kGradBlockM / kPair, kGradBlockN), words along the rows
-  Word* ds_rows;                // (kGradBlockM, kGradBlockN / kPair), words along the columns
-  Stat* slope;                  // derivative of the softcap
+  Stat *p, *ds;              // (kGradBlockM, kGradBlockN): keep * p without keep_scale, and ds
+  Word *p_pairs, *ds_pairs;  // (kGradBlockM / kPair, kGradBlockN), words along the rows
+  Word* ds_rows;             // (kGradBlockM, kGradBlockN / kPair), words along the columns
+  Stat* slope;               // derivative of the softcap
   uint16_t* keep;
 
   void carve(Carver& carver) {

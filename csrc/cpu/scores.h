@@ -19,8 +19,8 @@ constexpr double kLn2 = 0.69314718055994530942;
 template <class Stat>
 constexpr Stat kInfinity = static_cast<Stat>(__builtin_inf());
 template <class Stat>
-constexpr Stat kLargest = static_cast<Stat>(sizeof(Stat) == 4 ? 3.40282346638528859812e38
-                                                              : 1.7976931348623157e308);
+constexpr Stat kLargest =
+    static_cast<Stat>(sizeof(Stat) == 4 ? 3.40282346638528859812e38 : 1.7976931348623157e308);
 
 // Where one sequence of the batch lies.
 struct Sequence {

@@ -241,10 +241,10 @@ inline void multiply_wide(Vec<uint32_t> a, uint32_t b, Vec<uint32_t>* high, Vec<
   const __m256i va = reinterpret_cast<__m256i>(a), vb = _mm256_set1_epi64x(b);
   const __m256i even = _mm256_mul_epu32(va, vb);
   const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(va, 32), vb);
-  *high = reinterpret_cast<Vec<uint32_t>>(
-      _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA));
-  *low = reinterpret_cast<Vec<uint32_t>>(
-      _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA));
+  *high =
+      reinterpret_cast<Vec<uint32_t>>(_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA));
+  *low =
+      reinterpret_cast<Vec<uint32_t>>(_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA));
 #else
   for (int i = 0; i < kLanes<uint32_t>; ++i) {
     const uint64_t product = static_cast<uint64_t>(a[i]) * b;
