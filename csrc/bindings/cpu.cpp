@@ -1,40 +1,16 @@
 // Python arguments -> AttentionParams -> the CPU kernels. fastattn/backends/cpu.py is the caller
 // and has checked shapes and values; what is checked again here is what protects memory.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <optional>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "bindings/view.h"
 #include "cpu/dispatch.h"
 
 namespace fastattn::bindings {
 namespace {
 
 namespace py = pybind11;
-
-// Pointer, sizes and strides in elements of a tensor.
-using View = std::tuple<uintptr_t, std::vector<int64_t>, std::vector<int64_t>>;
-using OptionalView = std::optional<View>;
-
-void* pointer(const View& view) { return reinterpret_cast<void*>(std::get<0>(view)); }
-const std::vector<int64_t>& sizes(const View& view) { return std::get<1>(view); }
-const std::vector<int64_t>& strides(const View& view) { return std::get<2>(view); }
-
-void require(bool condition, const char* message) {
-  if (!condition) throw std::invalid_argument(message);
-}
-
-ElementType element_type(const std::string& name) {
-  if (name == "float32") return ElementType::kFloat32;
-  if (name == "float64") return ElementType::kFloat64;
-  if (name == "float16") return ElementType::kFloat16;
-  if (name == "bfloat16") return ElementType::kBFloat16;
-  throw std::invalid_argument("attention: dtype must be a floating-point type; got " + name);
-}
 
 // (batch, row, head, head_dim), or (row, head, head_dim) in the packed layout.
 TensorRef tensor_ref(const View& view, const std::vector<int64_t>& shape) {
@@ -49,9 +25,9 @@ TensorRef tensor_ref(const View& view, const std::vector<int64_t>& shape) {
 // (batch, head, row), or (head, row) in the packed layout.
 RowStatsRef row_stats_ref(const View& view, const std::vector<int64_t>& q_shape) {
   const std::vector<int64_t>& s = strides(view);
-  const std::vector<int64_t> shape =
-      q_shape.size() == 4 ? std::vector<int64_t>{q_shape[0], q_shape[2], q_shape[1]}
-                          : std::vector<int64_t>{q_shape[1], q_shape[0]};
+  const std::vector<int64_t> shape = q_shape.size() == 4
+                                         ? std::vector<int64_t>{q_shape[0], q_shape[2], q_shape[1]}
+                                         : std::vector<int64_t>{q_shape[1], q_shape[0]};
   require(sizes(view) == shape, "attention: the shape of lse does not fit that of q");
   if (s.size() == 3) return {pointer(view), s[0], s[1], s[2]};
   return {pointer(view), 0, s[0], s[1]};

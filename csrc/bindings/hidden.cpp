@@ -1,41 +1,17 @@
 // Python arguments -> the CPU kernels on hidden states: dropout + residual + LayerNorm, bias +
 // GELU, dropout. fastattn/backends/cpu.py is the caller and has checked types and values; what is
 // checked again here is what protects memory.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <optional>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "bindings/view.h"
 #include "cpu/dispatch.h"
 
 namespace fastattn::bindings {
 namespace {
 
 namespace py = pybind11;
-
-// Pointer, sizes and strides in elements of a tensor.
-using View = std::tuple<uintptr_t, std::vector<int64_t>, std::vector<int64_t>>;
-using OptionalView = std::optional<View>;
-
-void* pointer(const View& view) { return reinterpret_cast<void*>(std::get<0>(view)); }
-const std::vector<int64_t>& sizes(const View& view) { return std::get<1>(view); }
-const std::vector<int64_t>& strides(const View& view) { return std::get<2>(view); }
-
-void require(bool condition, const char* message) {
-  if (!condition) throw std::invalid_argument(message);
-}
-
-ElementType element_type(const std::string& name) {
-  if (name == "float32") return ElementType::kFloat32;
-  if (name == "float64") return ElementType::kFloat64;
-  if (name == "float16") return ElementType::kFloat16;
-  if (name == "bfloat16") return ElementType::kBFloat16;
-  throw std::invalid_argument("hidden states: dtype must be a floating-point type; got " + name);
-}
 
 // A matrix of the shape of `like`.
 MatrixRef matrix(const View& view, const View& like) {
@@ -57,9 +33,9 @@ void* vector(const OptionalView& view, int64_t size) {
 }
 
 void set_inputs(LayerNormParams& params, const std::string& x_dtype, const std::string& dtype,
-                const View& x, const View& residual, const View& weight,
-                const OptionalView& x_bias, const View& mean, const View& rstd, uint64_t seed,
-                uint32_t drop_threshold, int num_threads) {
+                const View& x, const View& residual, const View& weight, const OptionalView& x_bias,
+                const View& mean, const View& rstd, uint64_t seed, uint32_t drop_threshold,
+                int num_threads) {
   params.x_dtype = element_type(x_dtype);
   params.dtype = element_type(dtype);
   const bool is_half =
@@ -84,8 +60,8 @@ void cpu_layer_norm_fwd(const std::string& x_dtype, const std::string& dtype, co
                         const View& weight, const View& bias, const OptionalView& x_bias,
                         double eps, uint64_t seed, uint32_t drop_threshold, int num_threads) {
   LayerNormParams params;
-  set_inputs(params, x_dtype, dtype, x, residual, weight, x_bias, mean, rstd, seed,
-             drop_threshold, num_threads);
+  set_inputs(params, x_dtype, dtype, x, residual, weight, x_bias, mean, rstd, seed, drop_threshold,
+             num_threads);
   params.out = matrix(out, x);
   params.bias = vector(bias, params.hidden_size);
   params.eps = eps;
@@ -100,8 +76,8 @@ void cpu_layer_norm_bwd(const std::string& x_dtype, const std::string& dtype,
                         const OptionalView& x_bias, const View& mean, const View& rstd,
                         uint64_t seed, uint32_t drop_threshold, int num_threads) {
   LayerNormBwdParams params;
-  set_inputs(params, x_dtype, dtype, x, residual, weight, x_bias, mean, rstd, seed,
-             drop_threshold, num_threads);
+  set_inputs(params, x_dtype, dtype, x, residual, weight, x_bias, mean, rstd, seed, drop_threshold,
+             num_threads);
   params.dout = matrix(dout, x);
   params.dresidual = matrix(dresidual, x);
   if (dx.has_value()) params.dx = matrix(*dx, x);

@@ -4,11 +4,13 @@
 namespace fastattn::bindings {
 void register_cpu(pybind11::module_& m);
 void register_hidden(pybind11::module_& m);
-}
+void register_matmul(pybind11::module_& m);
+}  // namespace fastattn::bindings
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of fastattn. They take raw pointers; fastattn.backends checks and calls them.";
   m.attr("__version__") = FASTATTN_VERSION;
   fastattn::bindings::register_cpu(m);
   fastattn::bindings::register_hidden(m);
+  fastattn::bindings::register_matmul(m);
 }

@@ -107,6 +107,15 @@ struct GeluBwdParams : GeluParams {
   void* dbias = nullptr;  // may be null
 };
 
+// c = op(a) @ op(b) + bias in float32, where op transposes or not.
+struct MatmulParams {
+  MatrixRef a, b, c;            // op(a) is (m, k), op(b) is (k, n), c is (m, n)
+  const float* bias = nullptr;  // (n,); may be null
+  bool a_transposed = false, b_transposed = false;
+  int64_t m = 0, n = 0, k = 0;
+  int num_threads = 1;
+};
+
 struct HiddenDropoutParams {
   ElementType dtype = ElementType::kFloat32;
   MatrixRef x, out;  // (rows, hidden_size)

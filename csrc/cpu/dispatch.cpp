@@ -9,15 +9,16 @@
 
 namespace fastattn::cpu {
 
-#define FASTATTN_DECLARE(isa)                              \
-  namespace isa {                                          \
-  void attention_fwd(const AttentionParams& params);       \
-  void attention_bwd(const AttentionBwdParams& params);    \
-  void layer_norm_fwd(const LayerNormParams& params);      \
-  void layer_norm_bwd(const LayerNormBwdParams& params);   \
-  void gelu_fwd(const GeluParams& params);                 \
-  void gelu_bwd(const GeluBwdParams& params);              \
-  void hidden_dropout(const HiddenDropoutParams& params);  \
+#define FASTATTN_DECLARE(isa)                             \
+  namespace isa {                                         \
+  void attention_fwd(const AttentionParams& params);      \
+  void attention_bwd(const AttentionBwdParams& params);   \
+  void layer_norm_fwd(const LayerNormParams& params);     \
+  void layer_norm_bwd(const LayerNormBwdParams& params);  \
+  void gelu_fwd(const GeluParams& params);                \
+  void gelu_bwd(const GeluBwdParams& params);             \
+  void hidden_dropout(const HiddenDropoutParams& params); \
+  void matmul(const MatmulParams& params);                \
   }
 FASTATTN_DECLARE(baseline)
 FASTATTN_DECLARE(avx2)
@@ -37,10 +38,11 @@ struct Kernels {
   void (*gelu_fwd)(const GeluParams&);
   void (*gelu_bwd)(const GeluBwdParams&);
   void (*hidden_dropout)(const HiddenDropoutParams&);
+  void (*matmul)(const MatmulParams&);
 };
-#define FASTATTN_KERNELS(isa)                                                             \
-  isa::attention_fwd, isa::attention_bwd, isa::layer_norm_fwd, isa::layer_norm_bwd,       \
-      isa::gelu_fwd, isa::gelu_bwd, isa::hidden_dropout
+#define FASTATTN_KERNELS(isa)                                                                      \
+  isa::attention_fwd, isa::attention_bwd, isa::layer_norm_fwd, isa::layer_norm_bwd, isa::gelu_fwd, \
+      isa::gelu_bwd, isa::hidden_dropout, isa::matmul
 
 // From slow to fast.
 const Kernels kCompiled[] = {
@@ -102,6 +104,7 @@ void layer_norm_bwd(const LayerNormBwdParams& params) { current()->layer_norm_bw
 void gelu_fwd(const GeluParams& params) { current()->gelu_fwd(params); }
 void gelu_bwd(const GeluBwdParams& params) { current()->gelu_bwd(params); }
 void hidden_dropout(const HiddenDropoutParams& params) { current()->hidden_dropout(params); }
+void matmul(const MatmulParams& params) { current()->matmul(params); }
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
@@ -114,6 +117,14 @@ std::vector<std::string> instruction_sets() {
 std::string instruction_set() { return current()->name; }
 
 void set_instruction_set(const std::string& name) { current() = find(name); }
+
+bool prefers_own_matmul() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("amd") && instruction_set().rfind("avx512", 0) == 0;
+#else
+  return false;
+#endif
+}
 
 void* thread_scratch(size_t bytes) {
   struct Free {

@@ -16,6 +16,7 @@ void layer_norm_bwd(const LayerNormBwdParams& params);
 void gelu_fwd(const GeluParams& params);
 void gelu_bwd(const GeluBwdParams& params);
 void hidden_dropout(const HiddenDropoutParams& params);
+void matmul(const MatmulParams& params);
 
 // Names of the instruction sets that are compiled in and that this CPU has, best last.
 std::vector<std::string> instruction_sets();
@@ -23,6 +24,10 @@ std::vector<std::string> instruction_sets();
 std::string instruction_set();
 // Uses `name` from now on, or the best for "". Throws std::invalid_argument if it cannot be used.
 void set_instruction_set(const std::string& name);
+
+// Whether matmul above is faster than what torch calls: on AMD CPUs, whose AVX-512 the Math Kernel
+// Library leaves unused.
+bool prefers_own_matmul();
 
 // Memory of the calling thread, kept for its next call; aligned to a cache line. Null if none.
 void* thread_scratch(size_t bytes);

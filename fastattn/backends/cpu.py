@@ -324,3 +324,30 @@ def hidden_dropout(out: Tensor, x: Tensor, seed: Tensor, dropout_p: float) -> No
     _C.cpu_hidden_dropout(
         _DTYPES[x.dtype], _view(out.view(x.shape)), _view(x), *_dropout_options(seed, dropout_p)
     )
+
+
+def prefers_own_matmul() -> bool:
+    """Whether our float32 matrix product is the faster one on this CPU."""
+    return _C is not None and _C.cpu_prefers_own_matmul()
+
+
+def matmul(
+    c: Tensor,
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None = None,
+    *,
+    a_transposed: bool = False,
+    b_transposed: bool = False,
+) -> None:
+    """Fills c, (m, n) float32, with op(a) @ op(b) + bias, where op transposes or not."""
+    a, b = _as_rows(a), _as_rows(b)
+    _C.cpu_matmul(
+        _view(c),
+        _view(a),
+        _view(b),
+        _view(None if bias is None else bias.contiguous()),
+        a_transposed,
+        b_transposed,
+        torch.get_num_threads(),
+    )

@@ -1,0 +1,122 @@
+"""The float32 linear layer: our product against float64, in every orientation and on every CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastattn.backends import cpu
+from fastattn.ops import linear as op
+from fastattn.ops.linear import linear
+
+pytestmark = pytest.mark.skipif(
+    cpu.unavailable_reason() is not None, reason="needs the native module"
+)
+
+SHAPES = [(1, 1, 1), (48, 32, 192), (49, 33, 193), (97, 384, 50), (385, 400, 7), (130, 97, 400)]
+
+
+@pytest.fixture(params=cpu.instruction_sets())
+def instruction_set(request: pytest.FixtureRequest):
+    cpu.set_instruction_set(request.param)
+    yield request.param
+    cpu.set_instruction_set(None)
+
+
+@pytest.fixture
+def ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our product, on whatever CPU the tests run."""
+    monkeypatch.setattr(cpu, "prefers_own_matmul", lambda: True)
+    monkeypatch.setattr(op, "_MIN_ROWS", 1)
+
+
+def assert_close(ours: torch.Tensor, torchs: torch.Tensor, truth: torch.Tensor) -> None:
+    floor = 2 * torch.finfo(torch.float32).eps * truth.abs().max()
+    assert (ours - truth).abs().max() <= 2 * (torchs - truth).abs().max() + floor
+
+
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
+@pytest.mark.parametrize("a_transposed", [False, True])
+@pytest.mark.parametrize("b_transposed", [False, True])
+def test_product(instruction_set, m, n, k, a_transposed, b_transposed) -> None:
+    torch.manual_seed(m + n + k)
+    # Views of wider matrices: rows are apart, and what lies between them must not be read.
+    a = torch.full((k, m + 3) if a_transposed else (m, k + 3), torch.nan)[:, :-3].normal_()
+    b = torch.full((n, k + 5) if b_transposed else (k, n + 5), torch.nan)[:, :-5].normal_()
+    wide = torch.full((m, n + 2), torch.nan)
+    c = wide[:, :n]
+    cpu.matmul(c, a, b, a_transposed=a_transposed, b_transposed=b_transposed)
+    op_a, op_b = (a.T if a_transposed else a), (b.T if b_transposed else b)
+    assert_close(c, op_a @ op_b, op_a.double() @ op_b.double())
+    assert wide[:, n:].isnan().all()
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_linear_and_its_gradients(ours, with_bias) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 50, 70, requires_grad=True)
+    weight = torch.randn(90, 70, requires_grad=True)
+    bias = torch.randn(90, requires_grad=True) if with_bias else None
+    dout = torch.randn(3, 50, 90)
+    inputs = [t for t in (x, weight, bias) if t is not None]
+    truths = [t.detach().double().requires_grad_() for t in inputs]
+    out, torchs, truth = linear(x, weight, bias), F.linear(x, weight, bias), F.linear(*truths)
+    assert_close(out, torchs, truth)
+    grads = torch.autograd.grad(out, inputs, dout)
+    torch_grads = torch.autograd.grad(torchs, inputs, dout)
+    true_grads = torch.autograd.grad(truth, truths, dout.double())
+    for grad, torch_grad, true_grad in zip(grads, torch_grads, true_grads, strict=True):
+        assert_close(grad, torch_grad, true_grad)
+
+
+def test_second_derivative(ours) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(20, 16, requires_grad=True)
+    weight = torch.randn(24, 16, requires_grad=True)
+
+    def second(f):
+        (dx,) = torch.autograd.grad(f(x, weight).sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), (x, weight))
+
+    for ours, torchs in zip(second(linear), second(F.linear), strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-4)
+
+
+def test_same_bits_on_any_number_of_threads() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(500, 300), torch.randn(200, 300)
+    products = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            products.append(torch.empty(500, 200))
+            cpu.matmul(products[-1], a, b, b_transposed=True)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(products[0], products[1]) and torch.equal(products[0], products[2])
+
+
+def test_operators_are_sound() -> None:
+    x = torch.randn(5, 7, requires_grad=True)
+    weight = torch.randn(3, 7, requires_grad=True)
+    bias = torch.randn(3, requires_grad=True)
+    torch.library.opcheck(torch.ops.fastattn.linear.default, (x, weight, bias))
+    torch.library.opcheck(torch.ops.fastattn.linear.default, (x, weight, None))
+    torch.library.opcheck(torch.ops.fastattn.matmul.default, (x, weight, False, True))
+
+
+def test_compiles_whole(ours) -> None:
+    x, weight = torch.randn(100, 64), torch.randn(32, 64)
+    compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, weight), linear(x, weight))
+
+
+def test_other_dtypes_and_autocast_are_torchs(ours) -> None:
+    x, weight = torch.randn(100, 64), torch.randn(32, 64)
+    assert torch.equal(
+        linear(x.bfloat16(), weight.bfloat16()), F.linear(x.bfloat16(), weight.bfloat16())
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight).dtype == torch.bfloat16
