@@ -5,7 +5,8 @@
     out = fastattn.attention(q, k, v, key_padding_mask=mask, dropout_p=0.1)
     report = fastattn.patch(model)        # an existing Transformers model, made faster in place
 
-Importing the package needs torch alone. The names that need Transformers are loaded on first use.
+Importing the package needs torch alone. The names that need Transformers are loaded on first use,
+and ``attn_implementation="fastattn"`` is registered when Transformers itself is loaded.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastattn.backends import explain
 from fastattn.errors import BackendError, DataError, FastattnError, PatchError
+from fastattn.integrations import autoregister
 from fastattn.ops.attention import attention
 
 if TYPE_CHECKING:
@@ -49,3 +51,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+autoregister.install()

@@ -52,6 +52,8 @@ def collect() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Returns the version of each package, None if it is not installed."""
+    import torch
+
     import fastattn
 
     found: dict[str, str | None] = {
@@ -63,6 +65,7 @@ def versions() -> dict[str, str | None]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = None
+    found["torch"] = torch.__version__  # with the build's local part, as in 2.13.0+cpu
     return found
 
 

@@ -65,10 +65,10 @@ inline void parallel_for(int64_t count, int num_threads, size_t scratch_bytes, c
 #pragma omp atomic write
       out_of_memory = true;
     }
-#pragma omp barrier
-    if (!out_of_memory) {
+    // Every thread of a team must enter the loop, also one that can do nothing in it.
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t i = 0; i < count; ++i) body(i, scratch);
+    for (int64_t i = 0; i < count; ++i) {
+      if (scratch != nullptr) body(i, scratch);
     }
   }
   if (out_of_memory) throw_out_of_memory();

@@ -230,4 +230,6 @@ def _reference(
         checks.check_cu_seqlens_on_cpu(q, k, options)
     off = contextlib.nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False)
     with off:
-        return reference.attention(q, k, v, seed=seed, **options._asdict())
+        # Not options._asdict(), which the compiler of torch 2.6 cannot trace.
+        named = dict(zip(Options._fields, options, strict=True))
+        return reference.attention(q, k, v, seed=seed, **named)

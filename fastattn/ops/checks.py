@@ -238,7 +238,7 @@ def check_bias(bias: Tensor, q: Tensor, full_shape: tuple[int, int, int, int]) -
     _require_device("bias", bias, q)
     fits = bias.ndim <= 4 and all(
         size == 1 or size == full
-        for size, full in zip(bias.shape[::-1], full_shape[::-1], strict=False)
+        for size, full in zip(bias.shape, full_shape[4 - bias.ndim :], strict=True)
     )
     if not fits:
         _fail(
