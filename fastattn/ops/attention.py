@@ -231,5 +231,5 @@ def _reference(
     off = contextlib.nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False)
     with off:
         # Not options._asdict(), which the compiler of torch 2.6 cannot trace.
-        named = dict(zip(Options._fields, options, strict=True))
+        named: dict[str, Any] = dict(zip(Options._fields, options, strict=True))
         return reference.attention(q, k, v, seed=seed, **named)
