@@ -16,13 +16,14 @@ MatrixRef matrix(const View& view) {
 }
 
 void cpu_matmul(const View& c, const View& a, const View& b, const OptionalView& bias,
-                bool a_transposed, bool b_transposed, int num_threads) {
+                bool a_transposed, bool b_transposed, bool accumulate, int num_threads) {
   MatmulParams params;
   params.a = matrix(a);
   params.b = matrix(b);
   params.c = matrix(c);
   params.a_transposed = a_transposed;
   params.b_transposed = b_transposed;
+  params.accumulate = accumulate;
   params.m = sizes(c)[0];
   params.n = sizes(c)[1];
   params.k = sizes(a)[a_transposed ? 0 : 1];
@@ -31,6 +32,7 @@ void cpu_matmul(const View& c, const View& a, const View& b, const OptionalView&
               sizes(b)[b_transposed ? 0 : 1] == params.n,
           "matmul: the sizes of a, b and c must fit each other");
   if (bias.has_value()) {
+    require(!accumulate, "matmul: there is no bias where the product is added to c");
     require(
         sizes(*bias) == std::vector<int64_t>{params.n} && (params.n <= 1 || strides(*bias)[0] == 1),
         "matmul: bias must be contiguous and have one number for each column of c");

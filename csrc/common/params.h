@@ -112,6 +112,7 @@ struct MatmulParams {
   MatrixRef a, b, c;            // op(a) is (m, k), op(b) is (k, n), c is (m, n)
   const float* bias = nullptr;  // (n,); may be null
   bool a_transposed = false, b_transposed = false;
+  bool accumulate = false;  // the product is added to what stands in c; then no bias
   int64_t m = 0, n = 0, k = 0;
   int num_threads = 1;
 };

@@ -32,7 +32,7 @@ inline void micro_gemm(const typename Math::Word* a, ptrdiff_t a_stride_k,
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) {
-      sum[i][j] = accumulate ? load(c + i * ldc + j * kLanes<Stat>) : splat<Stat>(0);
+      sum[i][j] = splat<Stat>(0);
     }
   }
   for (int p = 0; p < depth; ++p) {
@@ -51,7 +51,11 @@ inline void micro_gemm(const typename Math::Word* a, ptrdiff_t a_stride_k,
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kVecs; ++j) store(c + i * ldc + j * kLanes<Stat>, sum[i][j]);
+    for (int j = 0; j < kVecs; ++j) {
+      Stat* dst = c + i * ldc + j * kLanes<Stat>;
+      // After the sum and not before it: what is small is not rounded against what is large.
+      store(dst, accumulate ? load(dst) + sum[i][j] : sum[i][j]);
+    }
   }
 }
 

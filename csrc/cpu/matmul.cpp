@@ -1,4 +1,4 @@
-// float32 matrix product, c = op(a) @ op(b) (+ bias), for the linear layers around attention.
+// float32 matrix product, c = op(a) @ op(b) (+ bias or c), for the linear layers around attention.
 //
 // On CPUs where the usual library takes a path of half the vector width, these layers are most of
 // a training step. Blocks as in Goto and van de Geijn, "Anatomy of high-performance matrix
@@ -63,7 +63,7 @@ class MatmulUnit {
   }
 
   void run() {
-    set_bias();
+    if (!params_.accumulate) set_bias();
     for (int64_t p0 = 0; p0 < params_.k; p0 += kDepth) {
       const int depth = static_cast<int>(min_of<int64_t>(kDepth, params_.k - p0));
       pack(a_, kPanelM, params_.a, !params_.a_transposed, row_begin_, row_end_, p0, depth);

@@ -339,8 +339,12 @@ def matmul(
     *,
     a_transposed: bool = False,
     b_transposed: bool = False,
+    accumulate: bool = False,
 ) -> None:
-    """Fills c, (m, n) float32, with op(a) @ op(b) + bias, where op transposes or not."""
+    """Fills c, (m, n) float32, with op(a) @ op(b) + bias, where op transposes or not.
+
+    With ``accumulate`` the product is added to c; there is no bias then.
+    """
     a, b = _as_rows(a), _as_rows(b)
     _C.cpu_matmul(
         _view(c),
@@ -349,5 +353,6 @@ def matmul(
         _view(None if bias is None else bias.contiguous()),
         a_transposed,
         b_transposed,
+        accumulate,
         torch.get_num_threads(),
     )

@@ -1,4 +1,4 @@
-"""The linear layers around attention, in float32 on CPUs where torch leaves half the speed unused.
+"""The linear layers around attention: several on one input, and in float32 a product of our own.
 
 On AMD CPUs with AVX-512, torch's float32 matrix product takes a path of half the vector width: 95
 of 256 GFLOP/s on one core, and our own product 150 to 200 at the shapes of a MiniLM layer (Zen 5,
@@ -7,6 +7,7 @@ torch 2.13, 2026-11-23). Elsewhere, and for every other dtype, torch's own produ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,45 +31,82 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., out_features). Deterministic, forward and backward, in our product as in torch's.
     """
-    if not _is_ours(x, weight, bias):
-        return F.linear(x, weight, bias)
-    return torch.ops.fastattn.linear(x, weight, bias)
+    return linears(x, (weight,), (bias,))[0]
 
 
-def _is_ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def linears(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """Several linear layers on one input, such as the query, key and value of attention.
+
+    Under ``torch.autocast`` x is cast once for all of them, and the gradient of x is summed in the
+    products, not after them.
+
+    Args:
+        x: (..., in_features).
+        weights: each (out_features, in_features); out_features may differ.
+        biases: one for each weight, (out_features,) or None.
+
+    Returns:
+        For each weight (..., out_features).
+    """
+    given = [bias for bias in biases if bias is not None]
+    if len(given) in (0, len(weights)) and _is_ours(x, [*weights, *given]):
+        return tuple(torch.ops.fastattn.linears(x, list(weights), given))
+    if x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return tuple(F.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
+
+
+def _is_ours(x: Tensor, parameters: Sequence[Tensor]) -> bool:
     """Whether our product is exact for these tensors and the faster one."""
     return (
         x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and (bias is None or bias.dtype == torch.float32)
-        and weight.ndim == 2
-        and x.numel() >= _MIN_ROWS * weight.shape[1]
+        and x.dtype == torch.float32
+        and all(p.dtype == torch.float32 and p.device == x.device for p in parameters)
+        and parameters[0].ndim == 2
+        and x.numel() >= _MIN_ROWS * parameters[0].shape[1]
         and not torch.is_autocast_enabled("cpu")
         and cpu.prefers_own_matmul()
     )
 
 
-torch.library.define("fastattn::linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+# There are as many biases as weights, or none.
+torch.library.define(
+    "fastattn::linears", "(Tensor x, Tensor[] weights, Tensor[] biases) -> Tensor[]"
+)
 torch.library.define(
     "fastattn::matmul", "(Tensor a, Tensor b, bool a_transposed, bool b_transposed) -> Tensor"
 )
+# The sum of a[i] @ b[i].
+torch.library.define("fastattn::matmul_sum", "(Tensor[] a, Tensor[] b) -> Tensor")
 
 
-@torch.library.impl("fastattn::linear", "CPU")
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out = x.new_empty(*x.shape[:-1], weight.shape[0])
-    cpu.matmul(out.flatten(0, -2), x.flatten(0, -2), weight, bias, b_transposed=True)
-    return out
-
-
-@torch.library.register_fake("fastattn::linear")
-def _linear_fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
+def _empty_outputs(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> list[Tensor]:
+    return [x.new_empty(*x.shape[:-1], weight.shape[0]) for weight in weights]
 
 
 def _empty_product(a: Tensor, b: Tensor, a_transposed: bool, b_transposed: bool) -> Tensor:
-    """Returns op(a) @ op(b), to be filled."""
     return a.new_empty(a.shape[1 if a_transposed else 0], b.shape[0 if b_transposed else 1])
+
+
+def _empty_sum(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    return _empty_product(a[0], b[0], False, False)
+
+
+torch.library.register_fake("fastattn::linears", _empty_outputs)
+torch.library.register_fake("fastattn::matmul", _empty_product)
+torch.library.register_fake("fastattn::matmul_sum", _empty_sum)
+
+
+@torch.library.impl("fastattn::linears", "CPU")
+def _linears(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> list[Tensor]:
+    outputs = _empty_outputs(x, weights, biases)
+    rows = x.flatten(0, -2)
+    for index, (out, weight) in enumerate(zip(outputs, weights, strict=True)):
+        bias = biases[index] if biases else None
+        cpu.matmul(out.flatten(0, -2), rows, weight, bias, b_transposed=True)
+    return outputs
 
 
 @torch.library.impl("fastattn::matmul", "CPU")
@@ -78,35 +116,50 @@ def _matmul(a: Tensor, b: Tensor, a_transposed: bool, b_transposed: bool) -> Ten
     return product
 
 
-torch.library.register_fake("fastattn::matmul", _empty_product)
+@torch.library.impl("fastattn::matmul_sum", "CPU")
+def _matmul_sum(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    total = _empty_sum(a, b)
+    for index, (left, right) in enumerate(zip(a, b, strict=True)):
+        cpu.matmul(total, left, right, accumulate=index > 0)
+    return total
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias = inputs
-    ctx.save_for_backward(x, weight)
-    ctx.has_bias = bias is not None
+def _linears_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, weights, biases = inputs
+    ctx.num_biases = len(biases)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, *weights)
 
 
-def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    x, weight = ctx.saved_tensors
-    needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-    rows = dout.flatten(0, -2)
-    dx = dweight = dbias = None
-    if needs_x:
-        dx = torch.ops.fastattn.matmul(rows, weight, False, False).view(x.shape)
-    if needs_weight:
-        dweight = torch.ops.fastattn.matmul(rows, x.flatten(0, -2), True, False)
-    if ctx.has_bias and needs_bias:
-        dbias = rows.sum(0)
-    return dx, dweight, dbias
+def _linears_backward(
+    ctx: Any, douts: list[Tensor | None]
+) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
+    x, *weights = ctx.saved_tensors
+    needs_x, needs_weights, needs_biases = ctx.needs_input_grad
+    rows = x.flatten(0, -2)
+    # A layer whose output nothing depends on has no gradient to pass on.
+    grads = [None if dout is None else dout.flatten(0, -2) for dout in douts]
+    used = [(grad, weight) for grad, weight in zip(grads, weights, strict=True) if grad is not None]
+    dx = None
+    if needs_x and used:
+        dx = torch.ops.fastattn.matmul_sum(*map(list, zip(*used, strict=True))).view(x.shape)
+    dweights = [
+        torch.ops.fastattn.matmul(grad, rows, True, False) if grad is not None and needed else None
+        for grad, needed in zip(grads, needs_weights, strict=True)
+    ]
+    dbiases = [
+        grad.sum(0) if grad is not None and needed else None
+        for grad, needed in zip(grads[: ctx.num_biases], needs_biases, strict=True)
+    ]
+    return dx, dweights, dbiases
 
 
-torch.library.register_autograd("fastattn::linear", _backward, setup_context=_setup_context)
+def _matmul_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    a, b, *ctx.transposed = inputs
+    ctx.save_for_backward(a, b)
 
 
-def _product_backward(
-    ctx: Any, dproduct: Tensor
-) -> tuple[Tensor | None, Tensor | None, None, None]:
+def _matmul_backward(ctx: Any, dproduct: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
     """Products of products, so that a gradient can be differentiated again."""
     a, b = ctx.saved_tensors
     a_transposed, b_transposed = ctx.transposed
@@ -125,11 +178,27 @@ def _product_backward(
     return da, db, None, None
 
 
-def _product_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    a, b, *ctx.transposed = inputs
-    ctx.save_for_backward(a, b)
+def _matmul_sum_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    a, b = inputs
+    ctx.count = len(a)
+    ctx.save_for_backward(*a, *b)
 
 
-torch.library.register_autograd(
-    "fastattn::matmul", _product_backward, setup_context=_product_context
-)
+def _matmul_sum_backward(
+    ctx: Any, dtotal: Tensor
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    a, b = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+    needs_a, needs_b = ctx.needs_input_grad
+    op = torch.ops.fastattn.matmul
+    return (
+        [op(dtotal, x, False, True) if need else None for x, need in zip(b, needs_a, strict=True)],
+        [op(x, dtotal, True, False) if need else None for x, need in zip(a, needs_b, strict=True)],
+    )
+
+
+for _name, _backward, _context in (
+    ("linears", _linears_backward, _linears_context),
+    ("matmul", _matmul_backward, _matmul_context),
+    ("matmul_sum", _matmul_sum_backward, _matmul_sum_context),
+):
+    torch.library.register_autograd(f"fastattn::{_name}", _backward, setup_context=_context)

@@ -26,8 +26,16 @@ class PackedLayout(NamedTuple):
     indices: Tensor  # (total,) int64, rows of the flattened (batch * seqlen) batch
     cu_seqlens: Tensor  # (batch + 1,) int32
     max_seqlen: int
+    min_seqlen: int
     batch_size: int
     seqlen: int
+    # Whether nothing reads more of the last layer than the first row of each sequence.
+    only_first_rows: bool = False
+
+    @property
+    def first_rows(self) -> Tensor:
+        """The packed row at which each sequence begins: (batch,) int64."""
+        return self.cu_seqlens[:-1].long()
 
     @property
     def total(self) -> int:
@@ -59,8 +67,16 @@ def packed_layout(attention_mask: Tensor) -> PackedLayout:
     lengths = mask.sum(dim=1, dtype=torch.int32)
     cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     indices = mask.flatten().nonzero().flatten()
-    max_seqlen = int(lengths.max()) if batch_size else 0
-    return PackedLayout(indices, cu_seqlens, max_seqlen, batch_size, seqlen)
+    longest, shortest = (int(lengths.max()), int(lengths.min())) if batch_size else (0, 0)
+    return PackedLayout(indices, cu_seqlens, longest, shortest, batch_size, seqlen)
+
+
+def dense_layout(hidden_states: Tensor) -> PackedLayout:
+    """Returns the packed layout of a batch, (batch, seqlen, ...), in which every row is a token."""
+    batch_size, seqlen = hidden_states.shape[:2]
+    indices = torch.arange(batch_size * seqlen, device=hidden_states.device)
+    cu_seqlens = torch.arange(batch_size + 1, dtype=torch.int32, device=hidden_states.device)
+    return PackedLayout(indices, cu_seqlens * seqlen, seqlen, seqlen, batch_size, seqlen)
 
 
 def unpad_input(hidden_states: Tensor, attention_mask: Tensor) -> UnpaddedInput:

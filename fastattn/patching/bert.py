@@ -1,5 +1,7 @@
 """How a BertModel is patched: padding is removed once, around the whole encoder.
 
+The parts inside its layers are :mod:`fastattn.patching.bert_layers`' business.
+
 Results stay those of the stock model, except that padding rows of hidden states and logits are zero
 states instead of what the stock layers compute there. Three things in a stock model read such rows.
 Where one would, the batch keeps its padding, so that the loss and every gradient stay the same:
@@ -24,12 +26,13 @@ from transformers.models.bert import modeling_bert
 from fastattn.modules import bert as modules
 from fastattn.ops.padding import packed_layout, pad_input
 from fastattn.patching.attention_only import SERVED, switch_attention
+from fastattn.patching.bert_layers import compute_first_rows, fuse_layers, project_together
 from fastattn.patching.changes import (
     change_attribute,
     change_class,
     has_hook,
     keep_hook,
-    settle_unpad,
+    settle,
 )
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
@@ -47,7 +50,7 @@ _ROW_LOSSES = {
 
 def patch_body(target: Target) -> list[LayerReport]:
     """Serves the attention of a BertModel and removes the padding around its encoder."""
-    settle_unpad(target.body, target.unpad)
+    settle(target.body, {"unpad": target.unpad, "fuse": target.fuse})
     attention = _patch_attention(target)
     reason = _not_unpaddable(target, attention)
     what = REPLACED if reason is None else LEFT
@@ -60,13 +63,20 @@ def patch_body(target: Target) -> list[LayerReport]:
         what,
         reason,
     )
-    return [encoder, *attention]
+    return [
+        encoder,
+        *attention,
+        *fuse_layers(target),
+        *compute_first_rows(target, unpadded=what == REPLACED),
+    ]
 
 
 def _patch_attention(target: Target) -> list[LayerReport]:
     """Serves the attention layers; returns an entry for each."""
     if modules.HAS_ATTENTION_INTERFACE:
-        return switch_attention(target)
+        report = switch_attention(target)
+        project_together(target)
+        return report
     reason = _not_served_without_interface(target)
     if reason is not None:
         return target.report_attention(LEFT, reason)
@@ -108,8 +118,10 @@ def _not_unpaddable(target: Target, attention: list[LayerReport]) -> str | None:
         modeling_bert.BertEncoder,
         modules.UnpaddedBertEncoder,
         modeling_bert.BertLayer,
+        modules.FirstRowsBertLayer,
         modeling_bert.BertAttention,
         modeling_bert.BertSelfAttention,
+        modules.FusedBertSelfAttention,
         modules.LegacyBertSelfAttention,
     }
     parts = [body.encoder]

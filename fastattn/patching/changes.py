@@ -43,8 +43,7 @@ class _Changes:
     patched_config: Any = None
     attributes: dict[str, tuple[str, Any]] = field(default_factory=dict)  # name -> (state, value)
     hooks: dict[str, RemovableHandle] = field(default_factory=dict)
-    unpad: bool | None = None
-    settled: bool = False  # whether unpad was chosen
+    choices: dict[str, Any] = field(default_factory=dict)  # arguments of patch
 
 
 def is_changed(module: nn.Module) -> bool:
@@ -108,16 +107,27 @@ def keep_hook(module: nn.Module, name: str, handle: RemovableHandle) -> None:
     _changes(module).hooks[name] = handle
 
 
-def settle_unpad(body: nn.Module, unpad: bool | None) -> None:
-    """Records the choice a body is patched with; raises PatchError if it was another before."""
-    known = is_changed(body) and _changes(body).settled
-    if known and _changes(body).unpad is not unpad:
-        raise PatchError(
-            f"patch: unpad must be {_changes(body).unpad}, with which this model is patched "
-            f"already; got {unpad}. Call fastattn.unpatch(model) first."
-        )
+def own_hooks(module: nn.Module) -> set[int]:
+    """Returns the ids of the hooks that are recorded."""
+    return (
+        {handle.id for handle in _changes(module).hooks.values()} if is_changed(module) else set()
+    )
+
+
+def settle(body: nn.Module, choices: dict[str, Any]) -> None:
+    """Records the choices a body is patched with; raises PatchError if they were others before."""
     changes = _changes(body)
-    changes.unpad, changes.settled = unpad, True
+    for name, value in choices.items():
+        before = changes.choices.setdefault(name, value)
+        if before != value:
+            raise PatchError(
+                f"patch: {name} must be {_shown(before)}, with which this model is patched "
+                f"already; got {_shown(value)}. Call fastattn.unpatch(model) first."
+            )
+
+
+def _shown(choice: Any) -> str:
+    return str(sorted(choice)) if isinstance(choice, frozenset) else str(choice)
 
 
 def check_restorable(name: str, module: nn.Module) -> None:

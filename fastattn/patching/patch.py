@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
 
 from fastattn.errors import PatchError
 from fastattn.patching import changes, registry
+from fastattn.patching.fusions import chosen
 from fastattn.patching.report import LEFT, LayerReport, PatchReport
 
 
-def patch(model: nn.Module, *, unpad: bool | None = None) -> PatchReport:
+def patch(
+    model: nn.Module, *, unpad: bool | None = None, fuse: bool | Iterable[str] = True
+) -> PatchReport:
     """Makes a Transformers model run on fastattn, in place, with the same results.
 
-    A BertModel, alone, under any of its heads or inside another module, gets fused attention, and
-    padding is removed once around its whole encoder. Other models that call Transformers' attention
-    interface get the attention. Only this model object changes: no class, no function and no other
-    model. Parameters and state_dict keys stay, so optimizers, checkpoints and ``save_pretrained``
-    do too. Patching again changes nothing.
+    A BertModel, alone, under any of its heads or inside another module, gets fused attention and
+    layers, and padding is removed once around its whole encoder. Other models that call
+    Transformers' attention interface get the attention. Only this model object changes: no class,
+    no function and no other model. Parameters and state_dict keys stay, so optimizers, checkpoints
+    and ``save_pretrained`` do too. Patching again changes nothing.
 
     For a BertModel, what differs from the stock model: rows of padding in the last hidden state, in
     ``hidden_states`` and in logits per token are those of zero states; forward hooks on the layers
-    see (1, total tokens, hidden); attention weights are refused, not returned.
+    see (1, total tokens, hidden); attention weights are refused, not returned; dropout draws other
+    random bits, by the rule in :mod:`fastattn.dropout`.
 
     Args:
         model: a Transformers model, or a module that holds one, also one wrapped by PEFT. Patch
@@ -31,13 +35,19 @@ def patch(model: nn.Module, *, unpad: bool | None = None) -> PatchReport:
         unpad: None removes padding wherever no result depends on padding rows and keeps it in a
             batch where one does: the pooler of a sequence that begins with padding, and losses over
             rows of padding (question answering; labels other than -100). True always removes it.
-            False never does: only attention is replaced.
+            False never does.
+        fuse: the parts of a layer beside attention that are fused: True for all of them, False for
+            none, or names. "qkv": the query, key and value projections; "layer_norm": bias,
+            dropout, residual and LayerNorm; "gelu": bias and GELU; "first_rows": under a head for
+            sequences, the last layer computes the row that the pooler reads, and no other. It
+            computes all rows when hidden states are asked for, or a hook sees them.
 
     Returns:
         A report of each layer, replaced or left, and why. ``print(report)`` shows a table.
 
     Raises:
         TypeError: model is not a module.
+        ValueError: fuse holds an unknown name.
         PatchError: nothing can be patched, or the model's config asks for attention weights.
     """
     if not isinstance(model, nn.Module):
@@ -45,9 +55,10 @@ def patch(model: nn.Module, *, unpad: bool | None = None) -> PatchReport:
             f"patch: model must be a torch.nn.Module; got {type(model).__name__}. "
             "Pass the model itself, not its name or a pipeline."
         )
+    fusions = chosen(fuse)
     before = _changed(model)
     try:
-        report = _patch(model, unpad)
+        report = _patch(model, unpad, fusions)
         if not report.replaced:
             reasons = "; ".join(sorted({layer.reason for layer in report.layers}))
             raise PatchError(
@@ -61,10 +72,10 @@ def patch(model: nn.Module, *, unpad: bool | None = None) -> PatchReport:
     return report
 
 
-def _patch(model: nn.Module, unpad: bool | None) -> PatchReport:
+def _patch(model: nn.Module, unpad: bool | None, fuse: frozenset[str]) -> PatchReport:
     """Patches what can be patched; reports each layer."""
     layers = []
-    for target in registry.targets(model, unpad):
+    for target in registry.targets(model, unpad, fuse):
         layers += registry.patcher(target.body)(target)
     seen = {layer.name for layer in layers}
     layers += [
@@ -89,7 +100,9 @@ def unpatch(model: nn.Module) -> None:
 
 
 @contextmanager
-def patched(model: nn.Module, *, unpad: bool | None = None) -> Iterator[PatchReport]:
+def patched(
+    model: nn.Module, *, unpad: bool | None = None, fuse: bool | Iterable[str] = True
+) -> Iterator[PatchReport]:
     """Patches a model for the length of a ``with`` block.
 
         with fastattn.patched(model) as report:
@@ -99,7 +112,7 @@ def patched(model: nn.Module, *, unpad: bool | None = None) -> Iterator[PatchRep
     :func:`patch`.
     """
     before = _changed(model)
-    report = patch(model, unpad=unpad)
+    report = patch(model, unpad=unpad, fuse=fuse)
     try:
         yield report
     finally:

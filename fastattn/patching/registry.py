@@ -36,6 +36,7 @@ class Target:
     heads: tuple[Any, ...]  # the Transformers models around this body
     attention: tuple[tuple[str, nn.Module], ...]  # its attention layers and their paths
     unpad: bool | None
+    fuse: frozenset[str]
 
     @property
     def holders_of_config(self) -> Iterator[nn.Module]:
@@ -48,7 +49,7 @@ class Target:
         return [LayerReport(name, stock_name(x), what, reason) for name, x in self.attention]
 
 
-def targets(model: nn.Module, unpad: bool | None) -> list[Target]:
+def targets(model: nn.Module, unpad: bool | None, fuse: frozenset[str]) -> list[Target]:
     """Returns the bodies inside a model that have attention layers of their own."""
     try:
         from transformers import PreTrainedModel
@@ -73,7 +74,7 @@ def targets(model: nn.Module, unpad: bool | None) -> list[Target]:
             heads = tuple(
                 x for _, x in models if x is not body and any(y is body for y in x.modules())
             )
-            found.append(Target(name, body, heads, tuple(layers), unpad))
+            found.append(Target(name, body, heads, tuple(layers), unpad, fuse))
     return found[::-1]
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 REPLACED = "replaced"
 LEFT = "left"
+
+_NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,18 @@ class PatchReport:
         return not self.left
 
     def __str__(self) -> str:
-        rows = [(x.name or "(model)", x.layer, x.what, x.reason) for x in self.layers]
+        """A table; layers that differ in their number alone share a line."""
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for x in self.layers:
+            numbers = _NUMBER.findall(x.name)
+            key = (_NUMBER.sub(".*", x.name) or "(model)", x.layer, x.what, x.reason)
+            groups.setdefault(key, []).extend(numbers[:1])
+        rows = [
+            (name if len(numbers) < 2 else f"{name} ({len(numbers)})", *rest)
+            if len(numbers) != 1
+            else (name.replace(".*", numbers[0]), *rest)
+            for (name, *rest), numbers in groups.items()
+        ]
         widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
         lines = [f"fastattn: {len(self.replaced)} replaced, {len(self.left)} left"]
         for *cells, reason in rows:

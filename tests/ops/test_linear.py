@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from fastattn.backends import cpu
 from fastattn.ops import linear as op
-from fastattn.ops.linear import linear
+from fastattn.ops.linear import linear, linears
 
 pytestmark = pytest.mark.skipif(
     cpu.unavailable_reason() is not None, reason="needs the native module"
@@ -49,6 +49,9 @@ def test_product(instruction_set, m, n, k, a_transposed, b_transposed) -> None:
     cpu.matmul(c, a, b, a_transposed=a_transposed, b_transposed=b_transposed)
     op_a, op_b = (a.T if a_transposed else a), (b.T if b_transposed else b)
     assert_close(c, op_a @ op_b, op_a.double() @ op_b.double())
+    once = c.clone()
+    cpu.matmul(c, a, b, a_transposed=a_transposed, b_transposed=b_transposed, accumulate=True)
+    assert_close(c, once + op_a @ op_b, once.double() + op_a.double() @ op_b.double())
     assert wide[:, n:].isnan().all()
 
 
@@ -70,6 +73,34 @@ def test_linear_and_its_gradients(ours, with_bias) -> None:
         assert_close(grad, torch_grad, true_grad)
 
 
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("used", [(0, 1, 2), (0, 2), (1,)])
+@pytest.mark.parametrize("frozen", [None, 0, 1, 3])
+def test_several_on_one_input(ours, with_bias, used, frozen) -> None:
+    torch.manual_seed(0)
+    x, *parameters = torch.randn(3, 40, 20), *(torch.randn(n, 20) for n in (30, 30, 70))
+    parameters += [torch.randn(n) for n in (30, 30, 70)] if with_bias else []
+    inputs = [t.requires_grad_(index != frozen) for index, t in enumerate((x, *parameters))]
+    truths = [t.detach().double().requires_grad_(t.requires_grad) for t in inputs]
+    douts = [torch.randn(3, 40, n) for n in (30, 30, 70)]
+
+    def grads(f, x, *parameters):
+        weights, biases = parameters[:3], parameters[3:] or (None,) * 3
+        outputs = f(x, weights, biases)
+        loss = sum((outputs[i] * douts[i].to(x.dtype)).sum() for i in used)
+        wanted = [t for t in (x, *parameters) if t.requires_grad]
+        return outputs, torch.autograd.grad(loss, wanted, allow_unused=True)
+
+    def one_by_one(x, weights, biases):
+        return tuple(F.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
+
+    results = grads(linears, *inputs), grads(one_by_one, *inputs), grads(one_by_one, *truths)
+    for ours, torchs, truth in zip(*(r[0] + r[1] for r in results), strict=True):
+        assert (ours is None) == (truth is None)
+        if truth is not None:
+            assert_close(ours, torchs, truth)
+
+
 def test_second_derivative(ours) -> None:
     torch.manual_seed(0)
     x = torch.randn(20, 16, requires_grad=True)
@@ -77,7 +108,8 @@ def test_second_derivative(ours) -> None:
 
     def second(f):
         (dx,) = torch.autograd.grad(f(x, weight).sin().sum(), x, create_graph=True)
-        return torch.autograd.grad(dx.square().sum(), (x, weight))
+        (dweight,) = torch.autograd.grad(f(x, weight).cos().sum(), weight, create_graph=True)
+        return torch.autograd.grad(dx.square().sum() + dweight.sin().sum(), (x, weight))
 
     for ours, torchs in zip(second(linear), second(F.linear), strict=True):
         torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-4)
@@ -102,9 +134,12 @@ def test_operators_are_sound() -> None:
     x = torch.randn(5, 7, requires_grad=True)
     weight = torch.randn(3, 7, requires_grad=True)
     bias = torch.randn(3, requires_grad=True)
-    torch.library.opcheck(torch.ops.fastattn.linear.default, (x, weight, bias))
-    torch.library.opcheck(torch.ops.fastattn.linear.default, (x, weight, None))
+    other = torch.randn(4, 7, requires_grad=True)
+    torch.library.opcheck(torch.ops.fastattn.linears.default, (x, [weight], [bias]))
+    torch.library.opcheck(torch.ops.fastattn.linears.default, (x, [weight, other], []))
     torch.library.opcheck(torch.ops.fastattn.matmul.default, (x, weight, False, True))
+    left, right = [x, torch.randn(5, 4)], [torch.randn(7, 4, requires_grad=True), torch.eye(4)]
+    torch.library.opcheck(torch.ops.fastattn.matmul_sum.default, (left, right))
 
 
 def test_compiles_whole(ours) -> None:
@@ -120,3 +155,5 @@ def test_other_dtypes_and_autocast_are_torchs(ours) -> None:
     )
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight).dtype == torch.bfloat16
+        outputs = linears(x, (weight, weight), (None, torch.ones(32)))
+        assert [out.dtype for out in outputs] == [torch.bfloat16] * 2

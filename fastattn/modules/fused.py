@@ -1,0 +1,127 @@
+"""The parts of an encoder layer that run fused, for every family that builds its layers like BERT.
+
+    dense, dropout, + residual, LayerNorm     one product and one operator
+    dense, gelu                               one product and one operator
+    query, key, value                         one read of the hidden states, one cast under autocast
+
+A part computes with its own submodules' parameters, so state_dicts, optimizers and whoever looks
+for ``nn.Linear`` find what they know. Where a submodule does more than its class says, because it
+has hooks, was replaced by an adapter's or a quantised layer, or is wrapped, that submodule is
+called as it is; and where there are no kernels for a tensor's device, so is the whole stock part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import GELUActivation
+
+from fastattn.backends import cpu
+from fastattn.ops.gelu import bias_gelu
+from fastattn.ops.layer_norm import dropout_add_layer_norm
+from fastattn.ops.linear import linear, linears
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def is_plain(module: Any, kind: type[nn.Module]) -> bool:
+    """Whether calling a module does what its class says and nothing more."""
+    return (
+        type(module) is kind
+        and not is_watched(module)
+        and "forward" not in module.__dict__  # which accelerate wraps to move weights
+    )
+
+
+def is_watched(module: nn.Module, but: Collection[int] = ()) -> bool:
+    """Whether there are hooks on a module, or on all modules, other than those with ids ``but``.
+
+    Those by which Transformers records outputs do not count: they stay once they were needed, and
+    whether they are in use now is known otherwise.
+    """
+    return torch.nn.modules.module._has_any_global_hook() or any(
+        key not in but and not getattr(hook, "__module__", "").startswith("transformers.")
+        for name in _HOOKS
+        for key, hook in getattr(module, name, {}).items()
+    )
+
+
+def serve(x: Tensor) -> bool:
+    """Whether there are kernels for the fused operators on this tensor."""
+    return x.device.type == "cpu" and cpu.unavailable_reason() is None
+
+
+def product(dense: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Returns the output of a linear layer without its bias, and the bias.
+
+    Of a layer that does more than that: its output, and None.
+    """
+    if is_plain(dense, nn.Linear):
+        return linear(x, dense.weight), dense.bias
+    return dense(x), None
+
+
+def products(layers: tuple[Any, ...], x: Tensor) -> tuple[Tensor, ...]:
+    """Returns the outputs of linear layers on one input."""
+    if all(is_plain(layer, nn.Linear) for layer in layers):
+        return linears(x, [layer.weight for layer in layers], [layer.bias for layer in layers])
+    return tuple(layer(x) for layer in layers)
+
+
+def computes_gelu(activation: Any) -> bool:
+    """Whether an activation is the exact GELU, and not an approximation of it."""
+    return type(activation) is GELUActivation and activation.act is F.gelu
+
+
+class FusedOutput(nn.Module):
+    """The end of each half of a layer. A mixin: the stock class comes after it."""
+
+    dense: nn.Module
+    dropout: nn.Dropout
+    LayerNorm: nn.LayerNorm
+
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        """(..., in_features) and the residual (..., hidden) -> (..., hidden)."""
+        norm, dropout = self.LayerNorm, self.dropout
+        fused = (
+            serve(hidden_states)
+            and is_plain(norm, nn.LayerNorm)
+            and is_plain(dropout, nn.Dropout)
+            and norm.bias is not None
+            and dropout.p < 1.0
+        )
+        if not fused:
+            return super().forward(hidden_states, input_tensor)
+        x, x_bias = product(self.dense, hidden_states)
+        dropout_p = dropout.p if dropout.training else 0.0
+        return dropout_add_layer_norm(
+            x, input_tensor, norm.weight, norm.bias, norm.eps, dropout_p, x_bias=x_bias
+        )
+
+
+class FusedIntermediate(nn.Module):
+    """The middle of a layer's feed-forward part. A mixin: the stock class comes after it."""
+
+    dense: nn.Module
+    intermediate_act_fn: nn.Module
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(..., hidden) -> (..., intermediate)."""
+        activation = self.intermediate_act_fn
+        fused = (
+            serve(hidden_states)
+            and computes_gelu(activation)
+            and is_plain(activation, GELUActivation)
+        )
+        if not fused:
+            return super().forward(hidden_states)
+        return bias_gelu(*product(self.dense, hidden_states))
