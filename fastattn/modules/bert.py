@@ -172,7 +172,7 @@ class FusedBertSelfAttention(modeling_bert.BertSelfAttention):
         """
         (q,) = products((self.query,), rows)
         k, v = products((self.key, self.value), tokens)
-        out: Any = attention(
+        out = attention(
             *(split_heads(self, x) for x in (q, k, v)),
             cu_seqlens_q=torch.arange(len(rows) + 1, dtype=torch.int32, device=rows.device),
             cu_seqlens_k=layout.cu_seqlens,
