@@ -63,12 +63,11 @@ def patch_body(target: Target) -> list[LayerReport]:
         what,
         reason,
     )
-    return [
-        encoder,
-        *attention,
-        *fuse_layers(target),
-        *compute_first_rows(target, unpadded=what == REPLACED),
-    ]
+    layers = [encoder, *attention]
+    if any(layer.what == REPLACED for layer in attention):
+        layers += fuse_layers(target)
+        layers += compute_first_rows(target, unpadded=what == REPLACED)
+    return layers
 
 
 def _patch_attention(target: Target) -> list[LayerReport]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import nn
@@ -52,11 +51,15 @@ def project_together(target: Target) -> None:
 def compute_first_rows(target: Target, unpadded: bool) -> list[LayerReport]:
     """Leaves out the rows of the last layer that no head reads; returns entries if there are any.
 
+    In Transformers 4.x a head has no way to tell the encoder so.
+
     Args:
         unpadded: whether padding is removed around the encoder; if not, all rows are needed.
     """
     heads = [head for head in target.heads if head.base_model is target.body]
     if not unpadded or not heads or not all(type(head) in _POOLED_HEADS for head in heads):
+        return []
+    if not modules.HAS_ATTENTION_INTERFACE:
         return []
     last = target.body.encoder.layer[-1]
     reason = None
@@ -64,8 +67,6 @@ def compute_first_rows(target: Target, unpadded: bool) -> list[LayerReport]:
         reason = f"all rows computed: {FIRST_ROWS} not chosen in fuse"
     elif type(last.attention.self) is not modules.FusedBertSelfAttention:
         reason = f"all rows computed: that needs {QKV} in fuse"
-    elif not all(_hands_down_keywords(head) for head in heads):
-        reason = "all rows computed: to leave some out needs Transformers 5"
     if reason is None:
         change_class(last, modules.FirstRowsBertLayer)
         for head in heads:
@@ -94,12 +95,6 @@ def _entry(
     full = ".".join(piece for piece in (target.name, path) if piece)
     what = REPLACED if reason is None else LEFT
     return LayerReport(full, stock_name(part), what, reason or FUSIONS[name])
-
-
-def _hands_down_keywords(head: Any) -> bool:
-    """Whether a head passes keywords it does not know to its body."""
-    kinds = [x.kind for x in inspect.signature(head.forward).parameters.values()]
-    return inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def _say_which_rows_are_read(
