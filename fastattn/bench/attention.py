@@ -89,7 +89,7 @@ def make_problem(case: AttentionCase, seed: int = 0) -> Problem:
     is_token = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     dout = dout * is_token[:, :, None, None]  # no loss reads a row of padding
     mask = is_token[:, None, None, :] if case.masked else None
-    peers = {name: Call(_PEERS[name](mask), q, k, v, dout) for name in case.peers}
+    peers: dict[str, Call] = {name: Call(_PEERS[name](mask), q, k, v, dout) for name in case.peers}
     is_packed = case.lengths == "imdb"
     if is_packed:
         ours = Call(
@@ -184,9 +184,8 @@ def run_case(case: AttentionCase, rounds: int, peak: float) -> dict[str, Any]:
     flops = forward_flops(case, problem.lengths)
     passes: dict[str, Any] = {}
     for name, work in (("forward", flops), ("forward_backward", flops * (1 + _BACKWARD_FLOPS))):
-        times_ms = interleave(
-            {who: _timed(calls[who], name, case) for who in calls}, rounds, _WARMUP
-        )
+        candidates = {who: _timed(call, name, case) for who, call in calls.items()}
+        times_ms = interleave(candidates, rounds, _WARMUP)
         passes[name] = compare(times_ms)
         seconds = passes[name]["times"]["fastattn"]["median_ms"] / 1e3
         passes[name] |= _rates(work, seconds, peak)

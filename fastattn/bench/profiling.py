@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 
-from torch.autograd import profiler
+from torch.profiler import ProfilerActivity, profile
 
 OTHER = "other"
 
@@ -32,8 +33,9 @@ def profile_ms(step: Callable[[], object]) -> dict[str, float]:
 
     Times are the calling threads' own, children not counted, so the groups add up to the step.
     """
-    # Not torch.profiler, whose other collector prints to the screen and sees no more of a CPU.
-    with profiler.profile(use_kineto=False) as recorded:
+    # The profiler's library greets on stderr at each start and stop.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
         step()
     totals = dict.fromkeys(GROUPS, 0.0)
     for event in recorded.key_averages():

@@ -10,6 +10,8 @@ from rich.table import Table as RichTable
 
 from fastattn.bench import tables
 
+_WIDTH = 200
+
 
 def say(line: str) -> None:
     """Says on stderr what is being measured."""
@@ -18,8 +20,8 @@ def say(line: str) -> None:
 
 def show(result: dict[str, Any]) -> None:
     """Prints the tables of a result."""
-    # A result is never cut: in a narrow terminal, the terminal wraps it.
-    console = Console(highlight=False, soft_wrap=True)
+    # A table is never cut: in a narrow terminal, the terminal wraps it.
+    console = Console(highlight=False, soft_wrap=True, width=_WIDTH)
     if result["kind"] == "attention":
         found = [tables.attention_summary(result), tables.attention_targets(result)]
         notes = tables.attention_notes(result, with_targets=True)
@@ -28,7 +30,7 @@ def show(result: dict[str, Any]) -> None:
         notes = []
     for table in found:
         if table.rows:
-            console.print(_rich(table), crop=False, overflow="ignore")
+            console.print(_rich(table))
     for line in [*notes, tables.provenance(result)]:
         console.print(line, markup=False)
 

@@ -27,9 +27,9 @@ class Table(NamedTuple):
 
 def attention_summary(result: Result) -> Table:
     """Times and ratios, one line a case."""
-    header = ["case", "batch x heads x length x head_dim"]
+    header = ["case", "shape"]
     for words in _PASSES.values():
-        header += [f"{words}, ms", "of torch, ms", "ratio"]
+        header += [f"{words}, ms", "torch, ms", "ratio"]
     rows = []
     for case in _timed(result):
         row = [case["name"], _shape(case)]
@@ -61,7 +61,7 @@ def attention_targets(result: Result) -> Table:
 
 def attention_notes(result: Result, with_targets: bool) -> list[str]:
     """Sentences about memory, threads and the machine's peak."""
-    notes = []
+    notes = ["Shapes are batch x heads x length x head_dim; a ratio is torch's time by ours."]
     for case in result["cases"]:
         if "peak_extra_bytes" in case:
             ours, eager = (case["peak_extra_bytes"][name] / 2**20 for name in ("fastattn", "eager"))
@@ -74,8 +74,8 @@ def attention_notes(result: Result, with_targets: bool) -> list[str]:
     scaling = result["thread_scaling"]
     if scaling is not None:
         note = (
-            f"From one thread to two, {scaling['case']}: {scaling['forward']['ratio']:.2f} times as "
-            f"fast forward, {scaling['forward_backward']['ratio']:.2f} forward + backward"
+            f"From one thread to two, {scaling['case']}: {scaling['forward']['ratio']:.2f} times "
+            f"as fast forward, {scaling['forward_backward']['ratio']:.2f} forward + backward"
         )
         notes.append(note + (f"; target {scaling['target']:g}." if with_targets else "."))
     if with_targets and result["peak_gflops"]:

@@ -54,9 +54,16 @@ def attention(
     with clear_errors(debug):
         _check(device, threads, rounds)
         from fastattn.bench import attention as module
-        from fastattn.bench.cases import ATTENTION_CASES, MEMORY_CASES, choose
+        from fastattn.bench.cases import (
+            ATTENTION_CASES,
+            MEMORY_CASES,
+            AttentionCase,
+            MemoryCase,
+            choose,
+        )
 
-        cases = choose((*ATTENTION_CASES, *MEMORY_CASES), case or ())
+        known: list[AttentionCase | MemoryCase] = [*ATTENTION_CASES, *MEMORY_CASES]
+        cases = choose(known, case or ())
         usual = module.QUICK_ROUNDS if quick else module.ROUNDS
         _run(
             "attention",
