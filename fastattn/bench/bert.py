@@ -138,12 +138,13 @@ def verify(case: BertCase, stock: Any, ours: Any, batch: Batch) -> dict[str, dic
         VerificationError: ours are further off than that.
     """
     short = {
-        name: value[:_VERIFIED_TEXTS, :_VERIFIED_TOKENS] if value.dim() == 2 else value[:4]
+        name: value[:_VERIFIED_TEXTS, :_VERIFIED_TOKENS] if value.dim() == 2 else value
         for name, value in batch.items()
     }
-    if case.max_length > 1:
-        short["attention_mask"] = short["attention_mask"].clone()
-        short["attention_mask"][1:, short["attention_mask"].shape[1] // 2 :] = 0
+    short["labels"] = short["labels"][:_VERIFIED_TEXTS]
+    # Reviews are seldom so short that there is padding among their first tokens.
+    short["attention_mask"] = short["attention_mask"].clone()
+    short["attention_mask"][1:, short["attention_mask"].shape[1] // 2 :] = 0
     truth = _logits_and_gradients(copy.deepcopy(stock).double(), short, "float64")
     theirs = _logits_and_gradients(stock, short, case.dtype)
     found = _logits_and_gradients(ours, short, case.dtype)

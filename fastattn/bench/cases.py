@@ -36,7 +36,7 @@ class AttentionCase:
     masked: bool = False  # whether a padding mask is given; "imdb" lengths always come with one
     lengths: Lengths = "dense"
     peers: tuple[Peer, ...] = ("sdpa",)
-    targets: dict[str, float] = field(default_factory=dict)
+    targets: dict[str, float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
