@@ -59,6 +59,13 @@ def test_the_readmes_are_what_the_committed_results_say() -> None:
         assert file.read_text(encoding="utf-8") == text, f"run `fastattn bench render`: {file.name}"
 
 
+def test_the_committed_pictures_show_the_committed_results() -> None:
+    for path in (ROOT / "bench" / "results").glob("*/cpu-bert.json"):
+        picture = path.with_suffix(".svg").read_text(encoding="utf-8")
+        for case in results.read(path)["cases"]:
+            assert case["name"] in picture and f"{case['ratio']:.1f}x" in picture, picture
+
+
 @pytest.mark.parametrize("name", ["README.md", "bench/README.md"])
 def test_rendered_text_is_golden(tree: Path, name: str) -> None:
     golden = FIXTURES / f"golden-{name.replace('/', '-')}"
