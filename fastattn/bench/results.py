@@ -55,14 +55,11 @@ def slug(model: str, threads: int) -> str:
     return f"{words or 'unknown'}-{threads}-thread{'s' if threads > 1 else ''}"
 
 
-def document(
-    kind: str, command: str, found: dict[str, Any], *, quick: bool, partial: bool, seconds: float
-) -> dict[str, Any]:
-    """Returns what a result file holds.
+def provenance(kind: str, command: str, *, quick: bool, partial: bool) -> dict[str, Any]:
+    """Returns the head of a result file. Called before a run: the sources may change during it.
 
     Args:
-        found: what ``run`` of the kind's module returns.
-        partial: not all of its cases were run.
+        partial: not all of the kind's cases are run.
     """
     versions = environment.versions()
     return {
@@ -76,8 +73,6 @@ def document(
         "machine": machine(),
         "versions": {name: versions[name] for name in _VERSIONS},
         "git": git_state(),
-        "seconds": round(seconds, 1),
-        **found,
     }
 
 

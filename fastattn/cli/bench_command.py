@@ -171,16 +171,10 @@ def _run(
     # A first impression or a part must not take the place of a full run's results.
     save = output is not None or not (quick or partial)
     path = results.choose_path(kind, output) if save else None
+    head = results.provenance(kind, _command(kind, options), quick=quick, partial=partial)
     started = time.perf_counter()
     found = measure(screen.say)
-    result = results.document(
-        kind,
-        _command(kind, options),
-        found,
-        quick=quick,
-        partial=partial,
-        seconds=time.perf_counter() - started,
-    )
+    result = head | {"seconds": round(time.perf_counter() - started, 1)} | found
     screen.show(result)
     if path is None:
         typer.echo("Not saved: a quick or partial run is saved only where --output says.")
