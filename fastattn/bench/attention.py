@@ -36,6 +36,8 @@ _WARMUP = 2
 _BACKWARD_FLOPS = 2.5
 
 Say = Callable[[str], None]
+# Where a call has fewer operations in its forward pass, more rounds make its median as sharp.
+_LONG_CALL_FLOPS = 6e9
 
 
 class Call(NamedTuple):
@@ -175,13 +177,14 @@ def run_case(case: AttentionCase, rounds: int, peak: float) -> dict[str, Any]:
     """Verifies and times one case.
 
     Args:
-        rounds: how often each implementation is timed.
+        rounds: how often each implementation is timed if a call takes long; short ones more often.
         peak: GFLOP/s that the machine reaches in registers, in the dtype of the case.
     """
     problem = make_problem(case)
     checked = verify(case.name, problem)
     calls = {"fastattn": problem.ours, **problem.peers}
     flops = forward_flops(case, problem.lengths)
+    rounds = round(rounds * max(1.0, _LONG_CALL_FLOPS / flops))
     passes: dict[str, Any] = {}
     for name, work in (("forward", flops), ("forward_backward", flops * (1 + _BACKWARD_FLOPS))):
         candidates = {who: _timed(call, name, case) for who, call in calls.items()}
