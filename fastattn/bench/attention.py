@@ -34,10 +34,10 @@ _WARMUP = 2
 
 # The backward pass takes five products of seqlen x seqlen x head_dim, the forward pass two.
 _BACKWARD_FLOPS = 2.5
-
-Say = Callable[[str], None]
 # Where a call has fewer operations in its forward pass, more rounds make its median as sharp.
 _LONG_CALL_FLOPS = 6e9
+
+Say = Callable[[str], None]
 
 
 class Call(NamedTuple):
@@ -195,7 +195,8 @@ def run_case(case: AttentionCase, rounds: int, peak: float) -> dict[str, Any]:
         passes[name]["target"] = case.targets.get(name)
     forward, both = (passes[name]["times"]["fastattn"]["median_ms"] for name in passes)
     # By difference: torch runs a backward pass only after a forward pass.
-    passes["backward"] = _rates(_BACKWARD_FLOPS * flops, max(both - forward, 1e-6) / 1e3, peak)
+    if both > forward:  # on a machine that does something else, the medians can lie otherwise
+        passes["backward"] = _rates(_BACKWARD_FLOPS * flops, (both - forward) / 1e3, peak)
     return {
         "name": case.name,
         "batch_size": case.batch_size,

@@ -53,7 +53,9 @@ def attention_targets(result: Result) -> Table:
             row = [case["name"], words, _ms(ours["median_ms"]), _spread(ours), _ratio(found)]
             row += [_target(found["target"]), f"{found['gflops']:.0f}"]
             rows.append([*row, f"{found['peak_share']:.0%}", _share(aims.get(name))])
-        back = case["backward"]
+        back = case.get("backward")
+        if back is None:
+            continue
         row = [case["name"], "backward, by difference", "", "", "", "", f"{back['gflops']:.0f}"]
         rows.append([*row, f"{back['peak_share']:.0%}", _share(aims.get("backward"))])
     return Table(header, rows, num_words=2)
