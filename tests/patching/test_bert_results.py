@@ -16,7 +16,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 import fastattn
 from fastattn.backends import cpu
 from fastattn.integrations import transformers as integration
-from fastattn.modules.bert import HAS_ATTENTION_INTERFACE
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
 
 needs_4d_masks = pytest.mark.skipif(
     not HAS_ATTENTION_INTERFACE, reason="BERT of Transformers 4.x takes no 4-D masks"

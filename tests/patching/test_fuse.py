@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastattn
-from fastattn.modules.bert import HAS_ATTENTION_INTERFACE
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
 from fastattn.patching.fusions import FUSIONS
 
 HEAD = "BertForSequenceClassification"

@@ -19,14 +19,14 @@ from transformers import (
     BertModel,
     EncoderDecoderConfig,
     EncoderDecoderModel,
+    EsmConfig,
+    EsmModel,
     MPNetConfig,
     MPNetModel,
-    RobertaConfig,
-    RobertaForSequenceClassification,
 )
 
 import fastattn
-from fastattn.modules.bert import HAS_ATTENTION_INTERFACE, UnpaddedBertEncoder
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, UnpaddedEncoder
 
 HEAD = "BertForSequenceClassification"
 needs_interface = pytest.mark.skipif(
@@ -89,7 +89,7 @@ def test_patch_again_with_another_choice(make_bert):
         match=r"patch: unpad must be None, with which .* got False. Call fastattn.unpatch",
     ):
         fastattn.patch(model, unpad=False)
-    assert isinstance(model.bert.encoder, UnpaddedBertEncoder)
+    assert isinstance(model.bert.encoder, UnpaddedEncoder)
 
 
 def test_the_parameters_stay(make_bert, head):
@@ -117,7 +117,7 @@ def test_unpatch_of_a_part(make_bert):
     model = make_bert(HEAD)
     fastattn.patch(model)
     fastattn.unpatch(model.bert)
-    assert type(model.bert.encoder) is not UnpaddedBertEncoder
+    assert not isinstance(model.bert.encoder, UnpaddedEncoder)
     fastattn.unpatch(model)
     assert model.config is model.bert.config
 
@@ -128,7 +128,7 @@ def test_models_of_one_config_are_apart():
     ours, other = BertModel(config), BertModel(config)
     fastattn.patch(ours)
     assert config._attn_implementation == other.config._attn_implementation == "eager"
-    assert type(other.encoder) is not UnpaddedBertEncoder
+    assert not isinstance(other.encoder, UnpaddedEncoder)
 
 
 @needs_interface
@@ -169,7 +169,7 @@ def test_the_context_manager(make_bert, make_batch):
     before = list(_state(model))
     with fastattn.patched(model) as report:
         assert report.ok
-        assert isinstance(model.bert.encoder, UnpaddedBertEncoder)
+        assert isinstance(model.bert.encoder, UnpaddedEncoder)
     assert list(_state(model)) == before
     with pytest.raises(ZeroDivisionError), fastattn.patched(model):
         raise ZeroDivisionError
@@ -214,8 +214,8 @@ def test_deepcopy(make_bert, make_batch, run_step, assert_close):
             parameter.add_(1.0)  # a copy that runs on the original's weights would notice
     assert_close(run_step(twin, batch), run_step(make_bert(HEAD, torch.float64), batch))
     fastattn.unpatch(twin)
-    assert isinstance(model.bert.encoder, UnpaddedBertEncoder)
-    assert not isinstance(twin.bert.encoder, UnpaddedBertEncoder)
+    assert isinstance(model.bert.encoder, UnpaddedEncoder)
+    assert not isinstance(twin.bert.encoder, UnpaddedEncoder)
     assert not twin.bert._forward_hooks and model.bert._forward_hooks
 
 
@@ -258,7 +258,7 @@ def test_save_pretrained_writes_an_ordinary_checkpoint(make_bert, make_batch, tm
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["architectures"] == ["BertForSequenceClassification"]
     loaded = BertForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager")
-    assert type(loaded.bert.encoder) is not UnpaddedBertEncoder
+    assert not isinstance(loaded.bert.encoder, UnpaddedEncoder)
     batch = make_batch(HEAD)
     torch.testing.assert_close(loaded.eval()(**batch).logits, model(**batch).logits)
     assert loaded.state_dict().keys() == model.state_dict().keys()
@@ -338,7 +338,9 @@ def test_a_class_changed_by_somebody_else(make_bert):
     model = make_bert(HEAD)
     fastattn.patch(model)
 
-    class Wrapped(UnpaddedBertEncoder):
+    patched_class = type(model.bert.encoder)
+
+    class Wrapped(patched_class):
         pass
 
     model.bert.encoder.__class__ = Wrapped
@@ -347,7 +349,7 @@ def test_a_class_changed_by_somebody_else(make_bert):
         match=r"unpatch: bert.encoder must still be a UnpaddedBertEncoder; got a Wrapped. Undo",
     ):
         fastattn.unpatch(model)
-    model.bert.encoder.__class__ = UnpaddedBertEncoder
+    model.bert.encoder.__class__ = patched_class
     fastattn.unpatch(model)
 
 
@@ -443,20 +445,20 @@ def test_relative_positions_are_left():
 
 
 @needs_interface
-def test_other_families_get_the_attention_alone():
+def test_other_models_get_the_attention_alone():
     torch.manual_seed(0)
-    config = RobertaConfig(**_tiny(max_position_embeddings=20))
+    config = EsmConfig(**_tiny(max_position_embeddings=20, pad_token_id=1, mask_token_id=3))
     config._attn_implementation = "eager"
-    model = RobertaForSequenceClassification(config).double().eval()
+    model = EsmModel(config).double().eval()
     before = list(_state(model))
     mask = torch.tensor([[1] * 6, [1, 1, 0, 0, 0, 0]])
-    batch = dict(input_ids=torch.randint(3, 50, (2, 6)), attention_mask=mask)
-    expected = model(**batch).logits
+    batch = dict(input_ids=torch.randint(4, 50, (2, 6)), attention_mask=mask)
+    expected = model(**batch).last_hidden_state
     report = fastattn.patch(model)
     assert len(report.replaced) == 2
     assert [(x.name, x.reason) for x in report.left] == [
-        ("roberta", "encoder not unpadded: not yet supported for RobertaModel")
+        ("", "encoder not unpadded: not yet supported for EsmModel")
     ]
-    torch.testing.assert_close(model(**batch).logits, expected)
+    torch.testing.assert_close(model(**batch).last_hidden_state, expected)
     fastattn.unpatch(model)
     assert list(_state(model)) == before
