@@ -66,10 +66,10 @@ def _not_first_rows(target: Target, family: Family, heads: list[Any]) -> str | N
     attention = layer.attention
     if FIRST_ROWS not in target.fuse:
         return f"all rows computed: {FIRST_ROWS} not chosen in fuse"
+    if family.attention is None or not all(_hands_down_keywords(head) for head in heads):
+        return "all rows computed: to leave some out needs Transformers 5"
     if not isinstance(getattr(attention, "self", attention), family.fused_attention):
         return f"all rows computed: that needs {QKV} in fuse"
-    if not all(_hands_down_keywords(head) for head in heads):
-        return "all rows computed: to leave some out needs Transformers 5"
     readers = [family.reader(head, target.body) for head in heads]
     own = [type(x).__name__ for x in readers if x is not None and not family.is_stock_reader(x)]
     return f"all rows computed: {own[0]} may read them" if own else None
