@@ -5,8 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from fastattn.errors import PatchError
-from fastattn.integrations.transformers import NAME, calls_attention_interface
-from fastattn.patching.changes import change_config
+from fastattn.integrations.transformers import (
+    NAME,
+    calls_attention_interface,
+    layer_calls_attention_interface,
+    refuse_attention_weights,
+)
+from fastattn.patching.changes import change_config, has_hook, keep_hook
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
 
@@ -19,6 +24,9 @@ def patch_body(target: Target) -> list[LayerReport]:
     if not calls_attention_interface(type(target.body)):
         return target.report_attention(LEFT, f"{kind} does not call the attention interface")
     attention = switch_attention(target)
+    if not has_hook(target.body, "weights"):
+        handle = target.body.register_forward_pre_hook(_refuse_attention_weights, with_kwargs=True)
+        keep_hook(target.body, "weights", handle)
     why = "unpad=False" if target.unpad is False else f"not yet supported for {kind}"
     return [LayerReport(target.name, kind, LEFT, f"encoder not unpadded: {why}"), *attention]
 
@@ -43,9 +51,24 @@ def switch_attention(target: Target) -> list[LayerReport]:
     return [_report(name, layer) for name, layer in target.attention]
 
 
+def _refuse_attention_weights(body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before a body: raises if attention weights are asked for.
+
+    Most models hand the wish down to attention, which refuses it. GPT-2, OPT and others keep it to
+    themselves, and would return no weights where there should be some.
+    """
+    wanted = kwargs.get("output_attentions")
+    if wanted is None:
+        wanted = getattr(body.config, "output_attentions", False)
+    if body.config._attn_implementation == NAME:
+        refuse_attention_weights(wanted)
+
+
 def _report(name: str, layer: Any) -> LayerReport:
     """Says whether an attention layer looks up the implementation that was set."""
     kind = stock_name(layer)
+    if not layer_calls_attention_interface(type(layer)):
+        return LayerReport(name, kind, LEFT, "computes attention with code of its own")
     implementation = getattr(getattr(layer, "config", None), "_attn_implementation", None)
     if implementation == NAME:
         return LayerReport(name, kind, REPLACED, SERVED)
