@@ -23,6 +23,7 @@ class Mixin(nn.Module):
     word: ClassVar[str]  # begins the name of the combined class
     stock: ClassVar[type[nn.Module]]  # the class it was combined with
     mixin: ClassVar[type[Mixin]]
+    combination: ClassVar[type[Mixin] | None] = None  # the combined class itself, not a subclass
 
 
 class _Combined(type):
@@ -38,7 +39,9 @@ def combined(mixin: type[Mixin], stock: type[nn.Module]) -> Any:
 @functools.cache
 def _combine(mixin: Any, stock: Any) -> type:
     names = {"stock": stock, "mixin": mixin, "__module__": mixin.__module__, "__doc__": None}
-    return _Combined(mixin.word + stock.__name__, (mixin, stock), names)
+    made: Any = _Combined(mixin.word + stock.__name__, (mixin, stock), names)
+    made.combination = made
+    return made
 
 
 def is_a(module: nn.Module, mixin: type[Mixin]) -> bool:
@@ -49,14 +52,13 @@ def is_a(module: nn.Module, mixin: type[Mixin]) -> bool:
 def stock_of(module: nn.Module) -> type[nn.Module]:
     """Returns the module's class, or the stock class that it is combined of."""
     cls: Any = type(module)
-    if isinstance(module, Mixin) and cls is combined(cls.mixin, cls.stock):
-        return cls.stock
-    return cls
+    is_combination: bool = getattr(cls, "combination", None) is cls
+    return cls.stock if is_combination else cls
 
 
 def _reduce(cls: Any) -> Any:
     """Returns how to make the class again; for a subclass of somebody else's, where it is."""
-    if cls is combined(cls.mixin, cls.stock):
+    if cls is cls.combination:
         return combined, (cls.mixin, cls.stock)
     return cls.__qualname__
 

@@ -57,11 +57,8 @@ def _refuse_attention_weights(body: Any, args: tuple[Any, ...], kwargs: dict[str
     Most models hand the wish down to attention, which refuses it. GPT-2, OPT and others keep it to
     themselves, and would return no weights where there should be some.
     """
-    wanted = kwargs.get("output_attentions")
-    if wanted is None:
-        wanted = getattr(body.config, "output_attentions", False)
     if body.config._attn_implementation == NAME:
-        refuse_attention_weights(wanted)
+        refuse_attention_weights(kwargs.get("output_attentions"))
 
 
 def _report(name: str, layer: Any) -> LayerReport:

@@ -319,3 +319,34 @@ def test_other_peoples_modules_in_distilbert_are_called(
     assert len(calls) == 7
     assert_close(run_step(models[1], make_batch(head)), expected)
     assert len(calls) == 14
+
+
+@pytest.mark.parametrize("end", ["ForSequenceClassification", "ForMaskedLM"])
+def test_bf16_autocast(make_bert, make_batch, run_step, family, end):
+    stock, ours = make_bert(family + end), make_bert(family + end)
+    fastattn.patch(ours)
+    batch = make_batch(family + end)
+    truth = run_step(stock, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        steps = run_step(stock, batch), run_step(ours, batch)
+    # Rounding to 8 bits at every step: compare as a whole, not number by number.
+    stock_error, error = (
+        sum(float((x.grads[name] - g).square().sum()) for name, g in truth.grads.items())
+        for x in steps
+    )
+    assert error <= 2 * stock_error
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own, about graph breaks and deprecations
+@pytest.mark.parametrize("name", ["Roberta", "DistilBert"])
+def test_torch_compile(make_bert, make_batch, name):
+    if not HAS_ATTENTION_INTERFACE:
+        pytest.skip("as BERT's test in Transformers 4.x")
+    head = name + "ForSequenceClassification"
+    stock, ours = (make_bert(head, num_hidden_layers=1) for _ in range(2))
+    fastattn.patch(ours)
+    compiled = torch.compile(ours, backend="eager")
+    for padding in ("right", "none"):
+        batch = make_batch(head, padding)
+        torch.testing.assert_close(compiled(**batch).loss, stock(**batch).loss)
+    compiled(**batch).loss.backward()

@@ -21,8 +21,12 @@ from transformers import (
     EncoderDecoderModel,
     EsmConfig,
     EsmModel,
+    GPT2Config,
+    GPT2LMHeadModel,
     MPNetConfig,
     MPNetModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
 )
 
 import fastattn
@@ -464,3 +468,32 @@ def test_other_models_get_the_attention_alone():
     torch.testing.assert_close(model(**batch).last_hidden_state, expected)
     fastattn.unpatch(model)
     assert list(_state(model)) == before
+
+
+@needs_interface
+def test_weights_are_refused_where_the_model_keeps_the_wish_to_itself():
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=20)
+    config._attn_implementation = "eager"
+    model = GPT2LMHeadModel(config).eval()
+    fastattn.patch(model)
+    ids = torch.randint(0, 50, (1, 5))
+    with pytest.raises(ValueError, match=r"output_attentions must be False.*unpatch"):
+        model(ids, output_attentions=True)
+    model.set_attn_implementation("eager")
+    assert len(model(ids, output_attentions=True).attentions) == 1
+    fastattn.unpatch(model)
+    assert not any(x._forward_pre_hooks for x in model.modules())
+
+
+@needs_interface
+def test_a_layer_with_attention_of_its_own_is_named():
+    """In a model that calls the interface elsewhere."""
+    vision = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    model = SiglipVisionModel(SiglipVisionConfig(**vision, image_size=8, patch_size=4)).eval()
+    pixels = torch.randn(2, 3, 8, 8)
+    expected = model(pixels).pooler_output
+    report = fastattn.patch(model)
+    assert [x.layer for x in report.replaced] == ["SiglipAttention"]
+    own = [x for x in report.left if x.reason == "computes attention with code of its own"]
+    assert [x.layer for x in own] == ["MultiheadAttention"]
+    torch.testing.assert_close(model(pixels).pooler_output, expected)
