@@ -63,8 +63,14 @@ class Case:
         folder = config.__module__.rpartition(".")[0]
         file = config.__module__.rpartition(".")[2].replace("configuration", "modeling")
         names = importlib.import_module(f"{folder}.{file}").__all__
-        found = [name for name in names if issubclass(getattr(transformers, name), PreTrainedModel)]
-        return sorted(name for name in found if "pretrained" not in name.lower())
+        found = [(name, getattr(transformers, name)) for name in names]
+        return sorted(
+            name
+            for name, x in found
+            if isinstance(x, type)
+            and issubclass(x, PreTrainedModel)
+            and "pretrained" not in name.lower()
+        )
 
     def make(self, class_name: str) -> Any:
         """Makes a model with random weights, in float64, on Transformers' own attention."""

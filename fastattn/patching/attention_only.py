@@ -23,12 +23,27 @@ def patch_body(target: Target) -> list[LayerReport]:
     kind = type(target.body).__name__
     if not calls_attention_interface(type(target.body)):
         return target.report_attention(LEFT, f"{kind} does not call the attention interface")
+    reason = _not_served(target)
+    if reason is not None:
+        return target.report_attention(LEFT, reason)
     attention = switch_attention(target)
     if not has_hook(target.body, "weights"):
         handle = target.body.register_forward_pre_hook(_refuse_attention_weights, with_kwargs=True)
         keep_hook(target.body, "weights", handle)
     why = "unpad=False" if target.unpad is False else f"not yet supported for {kind}"
     return [LayerReport(target.name, kind, LEFT, f"encoder not unpadded: {why}"), *attention]
+
+
+def _not_served(target: Target) -> str | None:
+    """Returns why the attention function would refuse every call of this body, or None."""
+    config = target.body.config
+    if any(getattr(layer, "sinks", None) is not None for _, layer in target.attention):
+        return "attention sinks are not served"
+    value_dim = getattr(config, "v_head_dim", None)
+    key_dim = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None)
+    if value_dim and key_dim and value_dim != key_dim:
+        return f"values of another head_dim than keys, {value_dim} and {key_dim}, are not served"
+    return None
 
 
 def switch_attention(target: Target) -> list[LayerReport]:

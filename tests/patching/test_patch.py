@@ -17,12 +17,16 @@ from transformers import (
     BertForSequenceClassification,
     BertLMHeadModel,
     BertModel,
+    DeepseekV3Config,
+    DeepseekV3Model,
     EncoderDecoderConfig,
     EncoderDecoderModel,
     EsmConfig,
     EsmModel,
     GPT2Config,
     GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssModel,
     MPNetConfig,
     MPNetModel,
     SiglipVisionConfig,
@@ -497,3 +501,17 @@ def test_a_layer_with_attention_of_its_own_is_named():
     own = [x for x in report.left if x.reason == "computes attention with code of its own"]
     assert [x.layer for x in own] == ["MultiheadAttention"]
     torch.testing.assert_close(model(pixels).pooler_output, expected)
+
+
+@needs_interface
+def test_attention_that_would_be_refused_is_left():
+    """At every call, so it is left when the model is patched."""
+    sizes = dict(num_key_value_heads=1, intermediate_size=8, num_local_experts=2, head_dim=8)
+    sinks = GptOssModel(GptOssConfig(**_tiny(), **sizes, num_experts_per_tok=1))
+    with pytest.raises(fastattn.PatchError, match="got attention sinks are not served"):
+        fastattn.patch(sinks)
+    dims = dict(q_lora_rank=4, kv_lora_rank=4, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4)
+    experts = dict(intermediate_size=8, moe_intermediate_size=8, n_routed_experts=4, n_group=2)
+    config = DeepseekV3Config(**_tiny(), **dims, **experts, num_experts_per_tok=2, topk_group=1)
+    with pytest.raises(fastattn.PatchError, match="another head_dim than keys, 4 and 8, are not"):
+        fastattn.patch(DeepseekV3Model(config))
