@@ -40,8 +40,10 @@ def _not_served(target: Target) -> str | None:
     if any(getattr(layer, "sinks", None) is not None for _, layer in target.attention):
         return "attention sinks are not served"
     value_dim = getattr(config, "v_head_dim", None)
+    if not value_dim:
+        return None  # and where layers differ, a config gives no one head_dim
     key_dim = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None)
-    if value_dim and key_dim and value_dim != key_dim:
+    if key_dim and value_dim != key_dim:
         return f"values of another head_dim than keys, {value_dim} and {key_dim}, are not served"
     return None
 
