@@ -21,6 +21,7 @@ BERT in Transformers 4.x has no attention interface: use :func:`fastattn.patch` 
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from typing import Any
 
@@ -203,6 +204,20 @@ def calls_attention_interface(model_class: type) -> bool:
     return any(hasattr(sys.modules.get(file), "ALL_ATTENTION_FUNCTIONS") for file in files)
 
 
+def layer_calls_attention_interface(layer_class: type) -> bool:
+    """Whether an attention layer itself looks up the registered functions.
+
+    A model that calls the interface may have other layers as well that compute attention alone.
+    """
+    methods = (
+        inspect.unwrap(value)
+        for base in layer_class.__mro__
+        for value in vars(base).values()
+        if inspect.isfunction(value)
+    )
+    return any("ALL_ATTENTION_FUNCTIONS" in method.__code__.co_names for method in methods)
+
+
 def register() -> None:
     """Registers both functions with Transformers; again changes nothing."""
     transformers.AttentionInterface.register(NAME, attention_forward)
@@ -247,14 +262,19 @@ def _require_version() -> None:
         )
 
 
-def _refuse_what_is_not_served(kwargs: dict[str, Any]) -> None:
-    """Raises if a keyword with a value could change the result and is not known here."""
-    if kwargs.get("output_attentions"):
+def refuse_attention_weights(wanted: Any) -> None:
+    """Raises ValueError if the attention weights are wanted."""
+    if wanted:
         raise ValueError(
             "fastattn: output_attentions must be False, because the attention weights are never "
             "stored; got True. For these calls use fastattn.unpatch(model) if the model is patched "
             'and model.set_attn_implementation("eager").'
         )
+
+
+def _refuse_what_is_not_served(kwargs: dict[str, Any]) -> None:
+    """Raises if a keyword with a value could change the result and is not known here."""
+    refuse_attention_weights(kwargs.get("output_attentions"))
     for name, value in kwargs.items():
         if value is None or value is False or name in _WITHOUT_EFFECT:
             continue

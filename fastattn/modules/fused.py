@@ -13,7 +13,7 @@ called as it is; and where there are no kernels for a tensor's device, so is the
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
 from fastattn.backends import cpu
+from fastattn.modules.combined import Mixin
 from fastattn.ops.gelu import bias_gelu
 from fastattn.ops.layer_norm import dropout_add_layer_norm
 from fastattn.ops.linear import linear, linears
@@ -82,9 +83,10 @@ def computes_gelu(activation: Any) -> bool:
     return type(activation) is GELUActivation and activation.act is F.gelu
 
 
-class FusedOutput(nn.Module):
-    """The end of each half of a layer. A mixin: the stock class comes after it."""
+class FusedOutput(Mixin):
+    """The end of each half of a layer."""
 
+    word: ClassVar = "Fused"
     dense: nn.Module
     dropout: nn.Dropout
     LayerNorm: nn.LayerNorm
@@ -108,9 +110,10 @@ class FusedOutput(nn.Module):
         )
 
 
-class FusedIntermediate(nn.Module):
-    """The middle of a layer's feed-forward part. A mixin: the stock class comes after it."""
+class FusedIntermediate(Mixin):
+    """The middle of a layer's feed-forward part."""
 
+    word: ClassVar = "Fused"
     dense: nn.Module
     intermediate_act_fn: nn.Module
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from fastattn.errors import PatchError
-from fastattn.integrations.transformers import NAME, calls_attention_interface
-from fastattn.patching.changes import change_config
+from fastattn.integrations.transformers import (
+    NAME,
+    calls_attention_interface,
+    layer_calls_attention_interface,
+    refuse_attention_weights,
+)
+from fastattn.patching.changes import change_config, has_hook, keep_hook
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
 
@@ -18,9 +23,29 @@ def patch_body(target: Target) -> list[LayerReport]:
     kind = type(target.body).__name__
     if not calls_attention_interface(type(target.body)):
         return target.report_attention(LEFT, f"{kind} does not call the attention interface")
+    reason = _not_served(target)
+    if reason is not None:
+        return target.report_attention(LEFT, reason)
     attention = switch_attention(target)
+    if not has_hook(target.body, "weights"):
+        handle = target.body.register_forward_pre_hook(_refuse_attention_weights, with_kwargs=True)
+        keep_hook(target.body, "weights", handle)
     why = "unpad=False" if target.unpad is False else f"not yet supported for {kind}"
     return [LayerReport(target.name, kind, LEFT, f"encoder not unpadded: {why}"), *attention]
+
+
+def _not_served(target: Target) -> str | None:
+    """Returns why the attention function would refuse every call of this body, or None."""
+    config = target.body.config
+    if any(getattr(layer, "sinks", None) is not None for _, layer in target.attention):
+        return "attention sinks are not served"
+    value_dim = getattr(config, "v_head_dim", None)
+    if not value_dim:
+        return None  # and where layers differ, a config gives no one head_dim
+    key_dim = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None)
+    if key_dim and value_dim != key_dim:
+        return f"values of another head_dim than keys, {value_dim} and {key_dim}, are not served"
+    return None
 
 
 def switch_attention(target: Target) -> list[LayerReport]:
@@ -43,9 +68,21 @@ def switch_attention(target: Target) -> list[LayerReport]:
     return [_report(name, layer) for name, layer in target.attention]
 
 
+def _refuse_attention_weights(body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before a body: raises if attention weights are asked for.
+
+    Most models hand the wish down to attention, which refuses it. GPT-2, OPT and others keep it to
+    themselves, and would return no weights where there should be some.
+    """
+    if body.config._attn_implementation == NAME:
+        refuse_attention_weights(kwargs.get("output_attentions"))
+
+
 def _report(name: str, layer: Any) -> LayerReport:
     """Says whether an attention layer looks up the implementation that was set."""
     kind = stock_name(layer)
+    if not layer_calls_attention_interface(type(layer)):
+        return LayerReport(name, kind, LEFT, "computes attention with code of its own")
     implementation = getattr(getattr(layer, "config", None), "_attn_implementation", None)
     if implementation == NAME:
         return LayerReport(name, kind, REPLACED, SERVED)

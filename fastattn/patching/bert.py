@@ -1,12 +1,14 @@
-"""How a BertModel is patched: padding is removed once, around the whole encoder.
+"""How BERT and its relatives are patched: padding is removed once, around the whole encoder.
 
-The parts inside its layers are :mod:`fastattn.patching.bert_layers`' business.
+Which models these are, and what differs among them, is :mod:`fastattn.patching.families`' business;
+the parts inside their layers are :mod:`fastattn.patching.bert_layers`'.
 
 Results stay those of the stock model, except that padding rows of hidden states and logits are zero
 states instead of what the stock layers compute there. Three things in a stock model read such rows.
 Where one would, the batch keeps its padding, so that the loss and every gradient stay the same:
 
-- the pooler reads the first row of each sequence, which is padding in a batch padded on the left;
+- the pooler, or a head for sequences, reads the first row of each, which is padding in a batch
+  padded on the left;
 - the loss of question answering is a softmax over all rows;
 - the loss of token-level heads reads padding rows that are labelled other than -100.
 
@@ -21,10 +23,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.bert import modeling_bert
 
-from fastattn.modules import bert as modules
+from fastattn.modules.bert import LegacySelfAttention
+from fastattn.modules.combined import combined, stock_of
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, UnpaddedEncoder
 from fastattn.ops.padding import packed_layout, pad_input
+from fastattn.patching import families
 from fastattn.patching.attention_only import SERVED, switch_attention
 from fastattn.patching.bert_layers import compute_first_rows, fuse_layers, project_together
 from fastattn.patching.changes import (
@@ -34,139 +38,148 @@ from fastattn.patching.changes import (
     keep_hook,
     settle,
 )
+from fastattn.patching.families import Family, RowLoss
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
 
 _IGNORED_LABEL = -100
-# Head -> the argument that makes it compute a loss over rows.
-_ROW_LOSSES = {
-    modeling_bert.BertForTokenClassification: "labels",
-    modeling_bert.BertForMaskedLM: "labels",
-    modeling_bert.BertLMHeadModel: "labels",
-    modeling_bert.BertForPreTraining: "labels",
-    modeling_bert.BertForQuestionAnswering: "start_positions",
-}
 
 
 def patch_body(target: Target) -> list[LayerReport]:
-    """Serves the attention of a BertModel and removes the padding around its encoder."""
+    """Serves the attention of a body and removes the padding around its encoder."""
+    family = families.of(target.body)
+    assert family is not None  # the registry sends no other body here
     settle(target.body, {"unpad": target.unpad, "fuse": target.fuse})
-    attention = _patch_attention(target)
-    reason = _not_unpaddable(target, attention)
+    attention = _patch_attention(target, family)
+    reason = _not_unpaddable(target, family, attention)
     what = REPLACED if reason is None else LEFT
     if reason is None:
-        _remove_padding(target)
-        reason = _unpadded(target)
+        _remove_padding(target, family)
+        reason = _unpadded(target, family)
     encoder = LayerReport(
-        ".".join(part for part in (target.name, "encoder") if part),
-        stock_name(target.body.encoder),
+        ".".join(part for part in (target.name, family.encoder_name) if part),
+        stock_name(getattr(target.body, family.encoder_name)),
         what,
         reason,
     )
     layers = [encoder, *attention]
     if any(layer.what == REPLACED for layer in attention):
-        layers += fuse_layers(target)
-        layers += compute_first_rows(target, unpadded=what == REPLACED)
+        layers += fuse_layers(target, family)
+        layers += compute_first_rows(target, family, unpadded=what == REPLACED)
     return layers
 
 
-def _patch_attention(target: Target) -> list[LayerReport]:
+def _patch_attention(target: Target, family: Family) -> list[LayerReport]:
     """Serves the attention layers; returns an entry for each."""
-    if modules.HAS_ATTENTION_INTERFACE:
+    if family.attention is not None:
         report = switch_attention(target)
-        project_together(target)
+        project_together(target, family)
         return report
-    reason = _not_served_without_interface(target)
+    reason = _not_served_without_interface(target, family)
     if reason is not None:
         return target.report_attention(LEFT, reason)
     for _, layer in target.attention:
-        change_class(layer, modules.LegacyBertSelfAttention)
+        change_class(layer, combined(LegacySelfAttention, stock_of(layer)))
     # Anything but "sdpa" makes the model hand down one mask row for all queries.
     change_attribute(target.body, "attn_implementation", "fastattn")
     return target.report_attention(REPLACED, SERVED)
 
 
-def _not_served_without_interface(target: Target) -> str | None:
-    """Returns why Transformers 4.x's BERT cannot be served, or None."""
+def _not_served_without_interface(target: Target, family: Family) -> str | None:
+    """Returns why the model of Transformers 4.x cannot be served, or None."""
     config = target.body.config
     if config.is_decoder:
-        return "a BERT decoder needs Transformers 5, where BERT has an attention interface"
+        kind = type(target.body).__name__.removesuffix("Model").upper()
+        return f"a {kind} decoder needs Transformers 5, where {kind} has an attention interface"
     if config.position_embedding_type != "absolute":
         return f"position_embedding_type is {config.position_embedding_type}, not absolute"
-    known = (
-        modeling_bert.BertSelfAttention,
-        modeling_bert.BertSdpaSelfAttention,
-        modules.LegacyBertSelfAttention,
-    )
-    own = [type(layer).__name__ for _, layer in target.attention if type(layer) not in known]
+    own = [
+        type(layer).__name__
+        for _, layer in target.attention
+        if stock_of(layer) not in family.legacy_attention
+    ]
     return f"{own[0]} is an attention of its own" if own else None
 
 
-def _not_unpaddable(target: Target, attention: list[LayerReport]) -> str | None:
+def _not_unpaddable(target: Target, family: Family, attention: list[LayerReport]) -> str | None:
     """Returns why the padding around the encoder stays, or None."""
     body = target.body
     if target.unpad is False:
         return "not unpadded: unpad=False"
     if any(layer.what == LEFT for layer in attention):
         return "not unpadded: its attention is not served"
-    if body.config.is_decoder:
+    if getattr(body.config, "is_decoder", False):
         return "not unpadded: a decoder's masks and caches are laid out for the padded batch"
     if getattr(body.config, "chunk_size_feed_forward", 0):
         return "not unpadded: chunk_size_feed_forward cuts the padded batch"
-    stock = {
-        modeling_bert.BertEncoder,
-        modules.UnpaddedBertEncoder,
-        modeling_bert.BertLayer,
-        modules.FirstRowsBertLayer,
-        modeling_bert.BertAttention,
-        modeling_bert.BertSelfAttention,
-        modules.FusedBertSelfAttention,
-        modules.LegacyBertSelfAttention,
-    }
-    parts = [body.encoder]
-    for layer in body.encoder.layer:
+    encoder = getattr(body, family.encoder_name)
+    parts = [encoder]
+    for layer in encoder.layer:
         parts += [layer, getattr(layer, "attention", None)]
-        parts.append(getattr(parts[-1], "self", None))
-    own = [type(part).__name__ for part in parts if type(part) not in stock]
-    return f"not unpadded: {own[0]} may need the padded batch" if own else None
+        parts.append(getattr(parts[-1], "self", parts[-1]))
+    stock = family.parts | family.legacy_attention
+    own = [type(part).__name__ for part in parts if stock_of(part) not in stock]
+    if own:
+        return f"not unpadded: {own[0]} may need the padded batch"
+    if target.unpad is None:
+        readers = [getattr(body, "pooler", None)]
+        readers += [family.reader(head, body) for head in target.heads]
+        for reader in readers:
+            if reader is not None and not family.is_stock_reader(reader):
+                return f"not unpadded: {type(reader).__name__} may read rows of padding"
+    return None
 
 
-def _unpadded(target: Target) -> str:
+def _first_row_is_read(target: Target, family: Family) -> str | None:
+    """Returns who reads the first row of a sequence, be it padding or not; None if nobody does."""
+    if getattr(target.body, "pooler", None) is not None:
+        return "the pooler reads"
+    if not target.heads:
+        return "a head may read"
+    others = [head for head in target.heads if not isinstance(head, family.all_row_heads)]
+    return "the head reads" if others else None
+
+
+def _unpadded(target: Target, family: Family) -> str:
     """Returns what was done to the encoder, in words."""
     exceptions = []
     if target.unpad is None:
-        if target.body.pooler is not None:
-            exceptions.append("a sequence begins with padding, which the pooler reads")
-        for label in _row_losses(target).values():
-            if label == "start_positions":
+        reader = _first_row_is_read(target, family)
+        if reader is not None:
+            exceptions.append(f"a sequence begins with padding, which {reader}")
+        for loss in _row_losses(target, family).values():
+            if loss.label == "start_positions":
                 exceptions.append("start_positions are given: that loss reads padding rows")
             else:
                 exceptions.append("padding rows have labels other than -100")
-    text = f"padding removed once around {len(target.body.encoder.layer)} layers"
+    layers = getattr(target.body, family.encoder_name).layer
+    text = f"padding removed once around {len(layers)} layers"
     return text + (f", kept if {', or '.join(exceptions)}" if exceptions else "")
 
 
-def _remove_padding(target: Target) -> None:
+def _remove_padding(target: Target, family: Family) -> None:
     body, exact = target.body, target.unpad is None
-    change_class(body.encoder, modules.UnpaddedBertEncoder)
-    change_attribute(body.encoder, "first_row_is_read", exact and body.pooler is not None)
+    encoder = getattr(body, family.encoder_name)
+    change_class(encoder, combined(UnpaddedEncoder, stock_of(encoder)))
+    first_row_is_read = exact and _first_row_is_read(target, family) is not None
+    change_attribute(encoder, "first_row_is_read", first_row_is_read)
     if not has_hook(body, "mask"):
         handle = body.register_forward_pre_hook(_keep_what_masks_say, with_kwargs=True)
         keep_hook(body, "mask", handle)
         handle = body.register_forward_hook(_pad_hidden_states, with_kwargs=True, prepend=True)
         keep_hook(body, "hidden_states", handle)
-    for head, label in _row_losses(target).items():
+    for head, loss in _row_losses(target, family).items():
         if exact and not has_hook(head, "loss"):
-            hook = _KeepRowsTheLossReads.of(head, label)
+            hook = _KeepRowsTheLossReads.of(head, loss)
             keep_hook(head, "loss", head.register_forward_pre_hook(hook, with_kwargs=True))
 
 
-def _row_losses(target: Target) -> dict[Any, str]:
-    """Returns the heads that compute a loss over rows, and the name of the labels they need."""
+def _row_losses(target: Target, family: Family) -> dict[Any, RowLoss]:
+    """Returns the heads that compute a loss over rows, and what it reads."""
     return {
-        head: label
+        head: loss
         for head in target.heads
-        for kind, label in _ROW_LOSSES.items()
+        for kind, loss in family.row_losses.items()
         if head.base_model is target.body and isinstance(head, kind)
     }
 
@@ -174,7 +187,7 @@ def _row_losses(target: Target) -> dict[Any, str]:
 def _keep_what_masks_say(
     body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Before a BertModel: spreads a user's mask of one row per sequence over all queries.
+    """Before a body: spreads a user's mask of one row per sequence over all queries.
 
     The encoder removes padding for (batch, 1, 1, seqlen) masks, which it gets for 2-D ones. Who
     passes a mask of scores gets every row of it.
@@ -191,7 +204,7 @@ def _keep_what_masks_say(
 def _pad_hidden_states(
     body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
 ) -> Any:
-    """After a BertModel: puts padding back into the hidden states of the layers, if asked for.
+    """After a body: puts padding back into the hidden states of the layers, if asked for.
 
     They are recorded inside the encoder, by Transformers' own hooks or code, as (1, total, hidden).
     """
@@ -230,35 +243,40 @@ class _KeepRowsTheLossReads:
     An object and not a closure, so that a patched model can be pickled.
     """
 
-    label: str
+    loss: RowLoss
     label_position: int
     mask_position: int
 
     @classmethod
-    def of(cls, head: Any, label: str) -> _KeepRowsTheLossReads:
+    def of(cls, head: Any, loss: RowLoss) -> _KeepRowsTheLossReads:
         """Returns the hook for a head, with the places of its arguments."""
         names = list(inspect.signature(head.forward).parameters)
-        return cls(label, names.index(label), names.index("attention_mask"))
+        return cls(loss, names.index(loss.label), names.index("attention_mask"))
 
     def __call__(
         self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        labels = _argument(args, kwargs, self.label_position, self.label)
+        labels = _argument(args, kwargs, self.label_position, self.loss.label)
         mask = _argument(args, kwargs, self.mask_position, "attention_mask")
         if labels is None or mask is None or mask.ndim != 2:
             return None
         is_token = mask != 0
-        if labels.shape == mask.shape:
-            padding_is_read = bool(((labels != _IGNORED_LABEL) & ~is_token).any())
-        else:
-            padding_is_read = True
-        if not padding_is_read:
+        if not self._reads_padding(labels, is_token):
             return None
         batch_size, seqlen = mask.shape
         # A mask with a row for each query is taken as it is, and keeps all rows.
         full = is_token[:, None, :].expand(batch_size, seqlen, seqlen)
-        full = full[:, None] if modules.HAS_ATTENTION_INTERFACE else full.to(torch.float32)
+        full = full[:, None] if HAS_ATTENTION_INTERFACE else full.to(torch.float32)
         return _with_argument(args, kwargs, self.mask_position, "attention_mask", full)
+
+    def _reads_padding(self, labels: Tensor, is_token: Tensor) -> bool:
+        """Whether a row of padding is scored."""
+        if labels.shape != is_token.shape:
+            return True
+        has_label = labels != _IGNORED_LABEL
+        if self.loss.of_next:
+            has_label, is_token = has_label[:, 1:], is_token[:, :-1]
+        return bool((has_label & ~is_token).any())
 
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:

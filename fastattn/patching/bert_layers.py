@@ -1,54 +1,43 @@
-"""How the layers of a BertModel are fused, part by part."""
+"""How the layers of BERT and its relatives are fused, part by part."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import nn
-from transformers.models.bert import modeling_bert
 
-from fastattn.modules import bert as modules
+from fastattn.modules.combined import Mixin, combined, stock_of
+from fastattn.modules.encoder import ONLY_FIRST_ROWS
 from fastattn.modules.fused import computes_gelu, is_watched
-from fastattn.patching.changes import change_class, has_hook, keep_hook, own_hooks, stock_class
-from fastattn.patching.fusions import FIRST_ROWS, FUSIONS, GELU, LAYER_NORM, QKV
+from fastattn.patching import families
+from fastattn.patching.changes import change_class, has_hook, keep_hook, own_hooks
+from fastattn.patching.families import Family
+from fastattn.patching.fusions import FIRST_ROWS, FUSIONS, GELU, QKV
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
 
-# Stock class -> the name of its fusion, and the class that fuses it.
-_PARTS = {
-    modeling_bert.BertSelfOutput: (LAYER_NORM, modules.FusedBertSelfOutput),
-    modeling_bert.BertOutput: (LAYER_NORM, modules.FusedBertOutput),
-    modeling_bert.BertIntermediate: (GELU, modules.FusedBertIntermediate),
-}
-# The heads that read the pooler's output and nothing else, unless hidden states are asked for.
-_POOLED_HEADS = (
-    modeling_bert.BertForSequenceClassification,
-    modeling_bert.BertForNextSentencePrediction,
-    modeling_bert.BertForMultipleChoice,
-)
 
-
-def fuse_layers(target: Target) -> list[LayerReport]:
+def fuse_layers(target: Target, family: Family) -> list[LayerReport]:
     """Fuses the parts of the layers that were chosen; returns an entry for each part."""
     entries = []
     for path, part in target.body.named_modules():
-        if stock_class(part) in _PARTS:
-            name, fused = _PARTS[stock_class(part)]
+        if stock_of(part) in family.fusions:
+            name, mixin = family.fusions[stock_of(part)]
             reason = _not_fused(target, name, part)
-            if reason is None:
-                change_class(part, fused)
+            if reason is None and not isinstance(part, Mixin):
+                change_class(part, combined(mixin, type(part)))
             entries.append(_entry(target, path, part, name, reason))
     return entries
 
 
-def project_together(target: Target) -> None:
+def project_together(target: Target, family: Family) -> None:
     """Makes attention layers that go through the interface project q, k and v at once."""
     for _, layer in target.attention:
-        if QKV in target.fuse and stock_class(layer) is modeling_bert.BertSelfAttention:
-            change_class(layer, modules.FusedBertSelfAttention)
+        if QKV in target.fuse and type(layer) is family.attention:
+            change_class(layer, combined(family.fused_attention, type(layer)))
 
 
-def compute_first_rows(target: Target, unpadded: bool) -> list[LayerReport]:
+def compute_first_rows(target: Target, family: Family, unpadded: bool) -> list[LayerReport]:
     """Leaves out the rows of the last layer that no head reads; returns entries if there are any.
 
     In Transformers 4.x a head has no way to tell the encoder so.
@@ -57,34 +46,46 @@ def compute_first_rows(target: Target, unpadded: bool) -> list[LayerReport]:
         unpadded: whether padding is removed around the encoder; if not, all rows are needed.
     """
     heads = [head for head in target.heads if head.base_model is target.body]
-    if not unpadded or not heads or not all(type(head) in _POOLED_HEADS for head in heads):
+    if not unpadded or not heads or not all(type(head) in family.first_row_heads for head in heads):
         return []
-    if not modules.HAS_ATTENTION_INTERFACE:
+    if family.attention is None:
         return []
-    last = target.body.encoder.layer[-1]
-    reason = None
-    if FIRST_ROWS not in target.fuse:
-        reason = f"all rows computed: {FIRST_ROWS} not chosen in fuse"
-    elif type(last.attention.self) is not modules.FusedBertSelfAttention:
-        reason = f"all rows computed: that needs {QKV} in fuse"
+    last = family.last_layer(target.body)
+    reason = _not_first_rows(target, family, heads)
     if reason is None:
-        change_class(last, modules.FirstRowsBertLayer)
+        change_class(last, family.with_first_rows(last))
         for head in heads:
             if not has_hook(head, FIRST_ROWS):
                 handle = head.register_forward_pre_hook(_say_which_rows_are_read, with_kwargs=True)
                 keep_hook(head, FIRST_ROWS, handle)
-    path = f"encoder.layer.{len(target.body.encoder.layer) - 1}"
+    number = len(getattr(target.body, family.encoder_name).layer) - 1
+    path = f"{family.encoder_name}.layer.{number}"
     return [_entry(target, path, last, FIRST_ROWS, reason)]
+
+
+def _not_first_rows(target: Target, family: Family, heads: list[Any]) -> str | None:
+    """Returns why all rows of the last layer are computed, or None."""
+    layer = family.last_layer(target.body)
+    attention = layer.attention
+    if FIRST_ROWS not in target.fuse:
+        return f"all rows computed: {FIRST_ROWS} not chosen in fuse"
+    if not isinstance(getattr(attention, "self", attention), family.fused_attention):
+        return f"all rows computed: that needs {QKV} in fuse"
+    readers = [family.reader(head, target.body) for head in heads]
+    own = [type(x).__name__ for x in readers if x is not None and not family.is_stock_reader(x)]
+    return f"all rows computed: {own[0]} may read them" if own else None
 
 
 def _not_fused(target: Target, name: str, part: nn.Module) -> str | None:
     """Returns why a part is left as it is, or None."""
     if name not in target.fuse:
         return f"not fused: {name} not chosen in fuse"
-    if name == GELU and not computes_gelu(part.intermediate_act_fn):
-        kind = getattr(
-            part.intermediate_act_fn, "__name__", type(part.intermediate_act_fn).__name__
-        )
+    if name != GELU:
+        return None
+    # The names of BERT's and of DistilBERT's.
+    activation = getattr(part, "intermediate_act_fn", None) or getattr(part, "activation", None)
+    if not computes_gelu(activation):
+        kind = getattr(activation, "__name__", type(activation).__name__)
         return f"not fused: its activation, {kind}, is not the exact GELU"
     return None
 
@@ -105,6 +106,12 @@ def _say_which_rows_are_read(
     for name in ("output_hidden_states", "output_attentions"):
         if kwargs.get(name) or getattr(body.config, name, False):
             return None
-    if is_watched(body, but=own_hooks(body)) or is_watched(body.pooler):
+    if is_watched(body, but=own_hooks(body)):
         return None
-    return args, {**kwargs, modules.ONLY_FIRST_ROWS: True}
+    family = families.of(body)
+    reader = None if family is None else family.reader(head, body)
+    if family is None or (reader is not None and not family.is_stock_reader(reader)):
+        return None  # replaced after the patch
+    if reader is not None and is_watched(reader):
+        return None
+    return args, {**kwargs, ONLY_FIRST_ROWS: True}

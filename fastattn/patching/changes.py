@@ -62,8 +62,10 @@ def change_class(module: nn.Module, patched_class: type[nn.Module]) -> None:
     if type(module) is patched_class:
         return
     changes = _changes(module)
-    changes.stock_class, changes.patched_class = type(module), patched_class
     _drop_bound_forward(module)
+    if type(module) is not changes.patched_class:
+        changes.stock_class = type(module)
+    changes.patched_class = patched_class
     module.__class__ = patched_class
 
 

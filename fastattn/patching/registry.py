@@ -1,10 +1,10 @@
 """Which family's code patches a model.
 
-A *body* is a Transformers model without a task head: BertModel, not BertForTokenClassification. One
-file per family says how its bodies are patched; a body of no family goes to
-:mod:`fastattn.patching.attention_only`. To add a family, write its file and name it in FAMILIES.
+A *body* is a Transformers model without a task head: BertModel, not BertForTokenClassification.
+Bodies of the families that :mod:`fastattn.patching.families` describes go to
+:mod:`fastattn.patching.bert`, all others to :mod:`fastattn.patching.attention_only`.
 
-A family's file has ``patch_body(target: Target) -> list[LayerReport]``, which changes the body, or
+Both files have ``patch_body(target: Target) -> list[LayerReport]``, which changes the body, or
 leaves it unchanged, and says which and why. It must be safe to call again on a patched body.
 """
 
@@ -20,10 +20,8 @@ from torch import nn
 from fastattn.patching.changes import stock_class
 from fastattn.patching.report import LayerReport
 
-# Class of the body, as "module:name" -> the module that patches it. Subclasses count as well.
-FAMILIES = {
-    "transformers.models.bert.modeling_bert:BertModel": "fastattn.patching.bert",
-}
+# The file that patches BERT and its relatives, which fastattn.patching.families lists.
+LIKE_BERT = "fastattn.patching.bert"
 DEFAULT = "fastattn.patching.attention_only"
 
 
@@ -80,11 +78,9 @@ def targets(model: nn.Module, unpad: bool | None, fuse: frozenset[str]) -> list[
 
 def patcher(body: nn.Module) -> Callable[[Target], list[LayerReport]]:
     """Returns the function that patches a body."""
-    for cls in type(body).__mro__:
-        family = FAMILIES.get(f"{cls.__module__}:{cls.__qualname__}")
-        if family is not None:
-            return importlib.import_module(family).patch_body
-    return importlib.import_module(DEFAULT).patch_body
+    families = importlib.import_module("fastattn.patching.families")
+    file = DEFAULT if families.of(body) is None else LIKE_BERT
+    return importlib.import_module(file).patch_body
 
 
 def attention_layers(module: nn.Module) -> list[tuple[str, nn.Module]]:

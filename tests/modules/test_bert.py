@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 import fastattn
-from fastattn.modules.bert import HAS_ATTENTION_INTERFACE, UnpaddedBertEncoder
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, UnpaddedEncoder
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def model() -> Any:
 def test_replicas_run_on_their_own_weights(model):
     """nn.DataParallel copies modules this way, once per device."""
     replica = model.encoder._replicate_for_data_parallel()
-    assert type(replica) is UnpaddedBertEncoder
+    assert isinstance(replica, UnpaddedEncoder)
     assert replica.forward.__self__ is replica
 
 

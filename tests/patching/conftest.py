@@ -1,4 +1,4 @@
-"""Small BERT models with random weights, padded batches for them, and what a step gives."""
+"""Small BERT-like models with random weights, padded batches for them, and what a step gives."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import BertConfig
-from transformers.models.bert import modeling_bert
+
+import fastattn
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
 
 SEQLEN = 13
 # Head -> the labels it computes a loss from.
@@ -23,6 +25,46 @@ HEADS = {
     "BertForNextSentencePrediction": ("labels",),
     "BertForPreTraining": ("labels", "next_sentence_label"),
 }
+# The beginning of the names of a family's classes -> the id of its padding token.
+FAMILIES = {
+    "Bert": 0,
+    "Roberta": 1,
+    "XLMRoberta": 1,
+    "Camembert": 1,
+    "Electra": 0,
+    "Data2VecText": 1,
+    **({"DistilBert": 0} if HAS_ATTENTION_INTERFACE else {}),
+}
+_ENDS = {
+    "Model": (),
+    "ForSequenceClassification": ("labels",),
+    "ForTokenClassification": ("labels",),
+    "ForQuestionAnswering": ("start_positions", "end_positions"),
+    "ForMultipleChoice": ("labels",),
+    "ForMaskedLM": ("labels",),
+    "ForCausalLM": ("labels",),
+}
+# The heads of all families but BERT, and the one of BERT that scores a row by the next label.
+FAMILY_HEADS = {
+    **{
+        family + end: labels
+        for family in list(FAMILIES)[1:]
+        for end, labels in _ENDS.items()
+        if hasattr(transformers, family + end)
+    },
+    "BertLMHeadModel": ("labels",),
+    "ElectraForPreTraining": ("labels",),
+}
+# What DistilBERT's config calls the settings of BERT's.
+_DISTILBERT_NAMES = {
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "hidden_dim",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+    "hidden_act": "activation",
+}
 PADDINGS = ("right", "left", "interior", "none", "absent")
 
 
@@ -32,6 +74,11 @@ class Step(NamedTuple):
     loss: Tensor
     outputs: dict[str, Tensor]  # rows of padding are zero
     grads: dict[str, Tensor]
+
+
+def _family(head: str) -> str:
+    """Returns the family of a class, by name."""
+    return max((x for x in FAMILIES if head.startswith(x)), key=len)
 
 
 def _make_bert(head: str, dtype: torch.dtype = torch.float32, **config: Any) -> Any:
@@ -47,9 +94,17 @@ def _make_bert(head: str, dtype: torch.dtype = torch.float32, **config: Any) -> 
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    model_config = BertConfig(**{**settings, **config})
+    settings |= config
+    family = _family(head)
+    if family == "DistilBert":
+        settings = {_DISTILBERT_NAMES.get(name, name): x for name, x in settings.items()}
+        settings |= dict(qa_dropout=0.0, seq_classif_dropout=0.0)
+    elif family == "Electra":
+        # An embedding of another size than the hidden states.
+        settings = {"embedding_size": 32, "summary_last_dropout": 0.0, **settings}
+    model_config = getattr(transformers, f"{family}Config")(**settings)
     model_config._attn_implementation = "eager"
-    model = getattr(modeling_bert, head)(model_config)
+    model = getattr(transformers, head)(model_config)
     with torch.no_grad():
         for parameter in model.parameters():
             # Trained models have biases, and attention that prefers some keys.
@@ -73,6 +128,7 @@ def _make_mask(padding: str, batch_size: int = 4, seqlen: int = SEQLEN) -> Tenso
 
 def _make_batch(head: str, padding: str = "right", labels: bool = True) -> dict[str, Any]:
     """Makes the inputs of a head. Labels of padding rows are -100, as collators make them."""
+    family = _family(head)
     generator = torch.Generator().manual_seed(3)
     mask = _make_mask(padding)
     input_ids = torch.randint(1, 120, (4, SEQLEN), generator=generator)
@@ -80,19 +136,22 @@ def _make_batch(head: str, padding: str = "right", labels: bool = True) -> dict[
     rows = torch.randint(0, 2, (4, SEQLEN), generator=generator)
     if mask is not None:
         rows = rows.masked_fill(mask == 0, -100)
-    batch: dict[str, Any] = dict(
-        input_ids=input_ids, attention_mask=mask, token_type_ids=token_types
-    )
+    if mask is not None and FAMILIES[family]:
+        # These count positions from the tokens that are not padding.
+        input_ids = input_ids.masked_fill(mask == 0, FAMILIES[family])
+    batch: dict[str, Any] = dict(input_ids=input_ids, attention_mask=mask)
+    if family != "DistilBert":
+        batch["token_type_ids"] = token_types
     classes = torch.tensor([0, 1, 1, 0])
     made = {
-        "labels": rows if head in _ROW_HEADS else classes,
+        "labels": rows if head.endswith(_ROW_HEADS) else classes,
         "next_sentence_label": classes,
         "start_positions": torch.tensor([1, 2, 3, 0]),
         "end_positions": torch.tensor([2, 3, 4, 0]),
     }
     if labels:
-        batch |= {name: made[name] for name in HEADS[head]}
-    if head == "BertForMultipleChoice":
+        batch |= {name: made[name] for name in (HEADS | FAMILY_HEADS)[head]}
+    if head.endswith("ForMultipleChoice"):
         batch = {
             name: x.view(2, 2, SEQLEN) if x is not None and x.ndim == 2 else x
             for name, x in batch.items()
@@ -101,7 +160,13 @@ def _make_batch(head: str, padding: str = "right", labels: bool = True) -> dict[
     return batch
 
 
-_ROW_HEADS = ("BertForTokenClassification", "BertForMaskedLM", "BertForPreTraining")
+_ROW_HEADS = (
+    "ForTokenClassification",
+    "ForMaskedLM",
+    "ForPreTraining",
+    "ForCausalLM",
+    "LMHeadModel",
+)
 
 
 def _run_step(model: nn.Module, batch: dict[str, Any], **forward: Any) -> Step:
@@ -181,9 +246,31 @@ def assert_close() -> Callable[..., None]:
     return _assert_close
 
 
+def _all_served(report: fastattn.PatchReport) -> bool:
+    return all(x.reason.endswith("needs Transformers 5") for x in report.left)
+
+
+@pytest.fixture
+def all_served() -> Callable[[fastattn.PatchReport], bool]:
+    """all_served(report) -> whether all is replaced that can be in this version of Transformers."""
+    return _all_served
+
+
 @pytest.fixture(params=list(HEADS))
 def head(request: pytest.FixtureRequest) -> str:
     """Name of each BERT class."""
+    return request.param
+
+
+@pytest.fixture(params=list(FAMILY_HEADS))
+def family_head(request: pytest.FixtureRequest) -> str:
+    """Name of each class of the other families."""
+    return request.param
+
+
+@pytest.fixture(params=list(FAMILIES)[1:])
+def family(request: pytest.FixtureRequest) -> str:
+    """The beginning of the class names of each family but BERT."""
     return request.param
 
 

@@ -16,7 +16,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 import fastattn
 from fastattn.backends import cpu
 from fastattn.integrations import transformers as integration
-from fastattn.modules.bert import HAS_ATTENTION_INTERFACE
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
 
 needs_4d_masks = pytest.mark.skipif(
     not HAS_ATTENTION_INTERFACE, reason="BERT of Transformers 4.x takes no 4-D masks"
@@ -48,10 +48,10 @@ def widths(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
 
 
 def test_float64_is_equal_to_rounding(
-    make_bert, make_batch, run_step, assert_close, head, padding, forced_backend
+    make_bert, make_batch, run_step, assert_close, all_served, head, padding, forced_backend
 ):
     stock, ours = make_bert(head, torch.float64), make_bert(head, torch.float64)
-    assert fastattn.patch(ours).ok
+    assert all_served(fastattn.patch(ours))
     batch = make_batch(head, padding)
     expected = run_step(stock, batch, output_hidden_states=True)
     assert_close(run_step(ours, batch, output_hidden_states=True), expected)

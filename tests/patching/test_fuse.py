@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastattn
-from fastattn.modules.bert import HAS_ATTENTION_INTERFACE
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
 from fastattn.patching.fusions import FUSIONS
 
 HEAD = "BertForSequenceClassification"
@@ -159,9 +159,8 @@ def test_other_peoples_modules_are_called(
 def test_other_activations_are_left(make_bert, make_batch, run_step, assert_close):
     models = [make_bert(HEAD, torch.float64, hidden_act="gelu_new") for _ in range(2)]
     report = fastattn.patch(models[1])
-    assert {x.reason for x in report.left} == {
-        "not fused: its activation, NewGELUActivation, is not the exact GELU"
-    }
+    reasons = {x.reason for x in report.left if "Transformers 5" not in x.reason}
+    assert reasons == {"not fused: its activation, NewGELUActivation, is not the exact GELU"}
     assert_close(*(run_step(model, make_batch(HEAD)) for model in models))
 
 
@@ -236,11 +235,11 @@ def test_an_unknown_fusion(make_bert, fuse):
     assert type(model.bert.encoder).__name__ == "BertEncoder"
 
 
-def test_another_choice_for_a_patched_model(make_bert):
+def test_another_choice_for_a_patched_model(make_bert, all_served):
     model = make_bert(HEAD)
     fastattn.patch(model, fuse="gelu")
     fastattn.patch(model, fuse=["gelu"])
     with pytest.raises(fastattn.PatchError, match=r"fuse must be \['gelu'\], with which"):
         fastattn.patch(model)
     fastattn.unpatch(model)
-    assert fastattn.patch(model).ok
+    assert all_served(fastattn.patch(model))

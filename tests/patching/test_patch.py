@@ -17,16 +17,24 @@ from transformers import (
     BertForSequenceClassification,
     BertLMHeadModel,
     BertModel,
+    DeepseekV3Config,
+    DeepseekV3Model,
     EncoderDecoderConfig,
     EncoderDecoderModel,
+    EsmConfig,
+    EsmModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssModel,
     MPNetConfig,
     MPNetModel,
-    RobertaConfig,
-    RobertaForSequenceClassification,
+    SiglipVisionConfig,
+    SiglipVisionModel,
 )
 
 import fastattn
-from fastattn.modules.bert import HAS_ATTENTION_INTERFACE, UnpaddedBertEncoder
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, UnpaddedEncoder
 
 HEAD = "BertForSequenceClassification"
 needs_interface = pytest.mark.skipif(
@@ -89,7 +97,7 @@ def test_patch_again_with_another_choice(make_bert):
         match=r"patch: unpad must be None, with which .* got False. Call fastattn.unpatch",
     ):
         fastattn.patch(model, unpad=False)
-    assert isinstance(model.bert.encoder, UnpaddedBertEncoder)
+    assert isinstance(model.bert.encoder, UnpaddedEncoder)
 
 
 def test_the_parameters_stay(make_bert, head):
@@ -117,7 +125,7 @@ def test_unpatch_of_a_part(make_bert):
     model = make_bert(HEAD)
     fastattn.patch(model)
     fastattn.unpatch(model.bert)
-    assert type(model.bert.encoder) is not UnpaddedBertEncoder
+    assert not isinstance(model.bert.encoder, UnpaddedEncoder)
     fastattn.unpatch(model)
     assert model.config is model.bert.config
 
@@ -128,7 +136,7 @@ def test_models_of_one_config_are_apart():
     ours, other = BertModel(config), BertModel(config)
     fastattn.patch(ours)
     assert config._attn_implementation == other.config._attn_implementation == "eager"
-    assert type(other.encoder) is not UnpaddedBertEncoder
+    assert not isinstance(other.encoder, UnpaddedEncoder)
 
 
 @needs_interface
@@ -177,12 +185,12 @@ def test_a_forward_that_was_bound_to_the_instance(make_bert, make_batch, run_ste
     assert_close(run_step(ours, make_batch(HEAD)), run_step(stock, make_batch(HEAD)))
 
 
-def test_the_context_manager(make_bert, make_batch):
+def test_the_context_manager(make_bert, all_served):
     model = make_bert(HEAD)
     before = list(_state(model))
     with fastattn.patched(model) as report:
-        assert report.ok
-        assert isinstance(model.bert.encoder, UnpaddedBertEncoder)
+        assert all_served(report)
+        assert isinstance(model.bert.encoder, UnpaddedEncoder)
     assert list(_state(model)) == before
     with pytest.raises(ZeroDivisionError), fastattn.patched(model):
         raise ZeroDivisionError
@@ -227,8 +235,8 @@ def test_deepcopy(make_bert, make_batch, run_step, assert_close):
             parameter.add_(1.0)  # a copy that runs on the original's weights would notice
     assert_close(run_step(twin, batch), run_step(make_bert(HEAD, torch.float64), batch))
     fastattn.unpatch(twin)
-    assert isinstance(model.bert.encoder, UnpaddedBertEncoder)
-    assert not isinstance(twin.bert.encoder, UnpaddedBertEncoder)
+    assert isinstance(model.bert.encoder, UnpaddedEncoder)
+    assert not isinstance(twin.bert.encoder, UnpaddedEncoder)
     assert not twin.bert._forward_hooks and model.bert._forward_hooks
 
 
@@ -271,7 +279,7 @@ def test_save_pretrained_writes_an_ordinary_checkpoint(make_bert, make_batch, tm
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["architectures"] == ["BertForSequenceClassification"]
     loaded = BertForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager")
-    assert type(loaded.bert.encoder) is not UnpaddedBertEncoder
+    assert not isinstance(loaded.bert.encoder, UnpaddedEncoder)
     batch = make_batch(HEAD)
     torch.testing.assert_close(loaded.eval()(**batch).logits, model(**batch).logits)
     assert loaded.state_dict().keys() == model.state_dict().keys()
@@ -351,7 +359,9 @@ def test_a_class_changed_by_somebody_else(make_bert):
     model = make_bert(HEAD)
     fastattn.patch(model)
 
-    class Wrapped(UnpaddedBertEncoder):
+    patched_class = type(model.bert.encoder)
+
+    class Wrapped(patched_class):
         pass
 
     model.bert.encoder.__class__ = Wrapped
@@ -360,7 +370,7 @@ def test_a_class_changed_by_somebody_else(make_bert):
         match=r"unpatch: bert.encoder must still be a UnpaddedBertEncoder; got a Wrapped. Undo",
     ):
         fastattn.unpatch(model)
-    model.bert.encoder.__class__ = UnpaddedBertEncoder
+    model.bert.encoder.__class__ = patched_class
     fastattn.unpatch(model)
 
 
@@ -399,8 +409,9 @@ def test_a_decoder_gets_the_attention_alone(make_mask, cross_attention):
 
 @pytest.mark.skipif(HAS_ATTENTION_INTERFACE, reason="served from Transformers 5 on")
 def test_a_decoder_is_left_by_transformers_4():
-    with pytest.raises(fastattn.PatchError, match="a BERT decoder needs Transformers 5"):
-        fastattn.patch(_decoder())
+    report = fastattn.patch(_decoder())
+    reasons = {x.reason for x in report.left if x.name.endswith(".self")}
+    assert reasons == {"a BERT decoder needs Transformers 5, where BERT has an attention interface"}
 
 
 def _attention(report):
@@ -451,25 +462,69 @@ def test_chunked_feed_forward_keeps_its_padding(make_bert):
 def test_relative_positions_are_left():
     config = BertConfig(**_tiny(position_embedding_type="relative_key"))
     config._attn_implementation = "eager"
-    with pytest.raises(fastattn.PatchError, match="relative_key, not absolute"):
-        fastattn.patch(BertModel(config))
+    report = fastattn.patch(BertModel(config))
+    reasons = {x.reason for x in report.left if x.name.endswith(".self")}
+    assert reasons == {"position_embedding_type is relative_key, not absolute"}
 
 
 @needs_interface
-def test_other_families_get_the_attention_alone():
+def test_other_models_get_the_attention_alone():
     torch.manual_seed(0)
-    config = RobertaConfig(**_tiny(max_position_embeddings=20))
+    config = EsmConfig(**_tiny(max_position_embeddings=20, pad_token_id=1, mask_token_id=3))
     config._attn_implementation = "eager"
-    model = RobertaForSequenceClassification(config).double().eval()
+    model = EsmModel(config).double().eval()
     before = list(_state(model))
     mask = torch.tensor([[1] * 6, [1, 1, 0, 0, 0, 0]])
-    batch = dict(input_ids=torch.randint(3, 50, (2, 6)), attention_mask=mask)
-    expected = model(**batch).logits
+    batch = dict(input_ids=torch.randint(4, 50, (2, 6)), attention_mask=mask)
+    expected = model(**batch).last_hidden_state
     report = fastattn.patch(model)
     assert len(report.replaced) == 2
     assert [(x.name, x.reason) for x in report.left] == [
-        ("roberta", "encoder not unpadded: not yet supported for RobertaModel")
+        ("", "encoder not unpadded: not yet supported for EsmModel")
     ]
-    torch.testing.assert_close(model(**batch).logits, expected)
+    torch.testing.assert_close(model(**batch).last_hidden_state, expected)
     fastattn.unpatch(model)
     assert list(_state(model)) == before
+
+
+@needs_interface
+def test_weights_are_refused_where_the_model_keeps_the_wish_to_itself():
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=20)
+    config._attn_implementation = "eager"
+    model = GPT2LMHeadModel(config).eval()
+    fastattn.patch(model)
+    ids = torch.randint(0, 50, (1, 5))
+    with pytest.raises(ValueError, match=r"output_attentions must be False.*unpatch"):
+        model(ids, output_attentions=True)
+    model.set_attn_implementation("eager")
+    assert len(model(ids, output_attentions=True).attentions) == 1
+    fastattn.unpatch(model)
+    assert not any(x._forward_pre_hooks for x in model.modules())
+
+
+@needs_interface
+def test_a_layer_with_attention_of_its_own_is_named():
+    """In a model that calls the interface elsewhere."""
+    vision = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    model = SiglipVisionModel(SiglipVisionConfig(**vision, image_size=8, patch_size=4)).eval()
+    pixels = torch.randn(2, 3, 8, 8)
+    expected = model(pixels).pooler_output
+    report = fastattn.patch(model)
+    assert [x.layer for x in report.replaced] == ["SiglipAttention"]
+    own = [x for x in report.left if x.reason == "computes attention with code of its own"]
+    assert [x.layer for x in own] == ["MultiheadAttention"]
+    torch.testing.assert_close(model(pixels).pooler_output, expected)
+
+
+@needs_interface
+def test_attention_that_would_be_refused_is_left():
+    """At every call, so it is left when the model is patched."""
+    sizes = dict(num_key_value_heads=1, intermediate_size=8, num_local_experts=2, head_dim=8)
+    sinks = GptOssModel(GptOssConfig(**_tiny(), **sizes, num_experts_per_tok=1))
+    with pytest.raises(fastattn.PatchError, match="got attention sinks are not served"):
+        fastattn.patch(sinks)
+    dims = dict(q_lora_rank=4, kv_lora_rank=4, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4)
+    experts = dict(intermediate_size=8, moe_intermediate_size=8, n_routed_experts=4, n_group=2)
+    config = DeepseekV3Config(**_tiny(), **dims, **experts, num_experts_per_tok=2, topk_group=1)
+    with pytest.raises(fastattn.PatchError, match="another head_dim than keys, 4 and 8, are not"):
+        fastattn.patch(DeepseekV3Model(config))

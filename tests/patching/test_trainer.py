@@ -40,7 +40,7 @@ def examples() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def make_trainer(make_bert, examples, tmp_path, monkeypatch):
+def make_trainer(make_bert, all_served, examples, tmp_path, monkeypatch):
     """make_trainer(name, patched, config, **arguments) -> Trainer."""
     # The precision of one Trainer is left to the next one of the process, in two places.
     AcceleratorState._reset_state()
@@ -55,7 +55,7 @@ def make_trainer(make_bert, examples, tmp_path, monkeypatch):
     ) -> Trainer:
         model = make_bert(HEAD, **(config or {}))
         if patched:
-            assert fastattn.patch(model).ok
+            assert all_served(fastattn.patch(model))
         settings: dict[str, Any] = dict(
             output_dir=str(tmp_path / name),
             use_cpu=True,

@@ -1,0 +1,169 @@
+"""An encoder that runs without padding, for every family whose layers work row by row.
+
+The layers of an encoder take hidden states of any leading shape; only attention has to know where
+sequences begin.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.models.bert import modeling_bert
+
+from fastattn.integrations.transformers import NAME
+from fastattn.modules.combined import Mixin, is_a
+from fastattn.modules.fused import is_watched
+from fastattn.ops.padding import (
+    PackedLayout,
+    dense_layout,
+    gather_rows,
+    packed_layout,
+    pad_input,
+)
+
+# In Transformers 4.x BERT and its relatives choose among attention classes and make additive masks;
+# from 5.0 on they call the attention interface and take the masks of
+# fastattn.integrations.transformers.
+HAS_ATTENTION_INTERFACE = not hasattr(modeling_bert, "BertSdpaSelfAttention")
+
+# The keyword by which a head tells the encoder that it reads no row but the first of each sequence.
+ONLY_FIRST_ROWS = "only_first_rows"
+
+
+class UnpaddedEncoder(Mixin):
+    """The stock encoder, run on the tokens alone.
+
+        (batch, seqlen, hidden) -> gather -> (1, total, hidden) -> the stock layers -> scatter
+
+    Attention finds where sequences begin in the PackedLayout that takes the mask's place. Padding
+    rows of the result are zero.
+    """
+
+    word: ClassVar = "Unpadded"
+    layer: nn.ModuleList
+
+    # Whether the model reads the first row of each sequence even where that row is padding.
+    first_row_is_read = False
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Takes and returns what the stock encoder does.
+
+        Padding is removed for a mask of (batch, 1, 1, seqlen), which is what a (batch, seqlen)
+        mask arrives as. Any other mask says more than which rows are padding: all rows run.
+        """
+        only_first_rows = kwargs.pop(ONLY_FIRST_ROWS, False) and self._may_leave_out_rows()
+        mask = _padding_mask(attention_mask, hidden_states, kwargs)
+        has_padding, layout = False, None
+        if mask is not None:
+            has_padding, layout = _layout(mask, self.first_row_is_read)
+        if only_first_rows and not has_padding and (attention_mask is None or mask is not None):
+            layout = dense_layout(hidden_states)
+        if layout is not None:
+            # A sequence without tokens has no first row.
+            only_first_rows = only_first_rows and layout.min_seqlen > 0
+            layout = layout._replace(only_first_rows=only_first_rows)
+            return self._forward_packed(hidden_states, layout, *args, **kwargs)
+        if mask is not None:
+            attention_mask = mask[:, None, None, :] if has_padding else None
+        return super().forward(hidden_states, attention_mask, *args, **kwargs)
+
+    def _forward_packed(
+        self, hidden_states: Tensor, layout: PackedLayout, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Runs the stock layers on (1, total, hidden)."""
+        tokens = hidden_states.flatten(0, 1)
+        if layout.total < tokens.shape[0]:
+            tokens = gather_rows(tokens, layout.indices)
+        outputs = super().forward(tokens[None], layout, *args, **kwargs)
+        indices = layout.indices
+        if layout.only_first_rows:
+            indices = indices.index_select(0, layout.first_rows)
+        padded = pad_input(outputs[0][0], indices, layout.batch_size, layout.seqlen)
+        if isinstance(outputs, tuple):
+            return (padded, *outputs[1:])
+        outputs.last_hidden_state = padded
+        return outputs
+
+    def _may_leave_out_rows(self) -> bool:
+        """Whether the last layer can, and nobody but the encoder's caller sees its rows."""
+        last: Any = self.layer[-1]
+        if not is_a(last, FirstRowsLayer):
+            return False
+        attention = last.first_rows_attention
+        if not is_a(attention, Mixin) or attention.config._attn_implementation != NAME:
+            return False
+        return not any(map(is_watched, (self, *last.modules())))
+
+
+class FirstRowsLayer(Mixin):
+    """A last layer that computes only the rows which are read, where that is one per sequence.
+
+    Keys and values are those of all rows; the rest of the layer is row by row. The rows that are
+    computed are the same as in the stock layer.
+    """
+
+    word: ClassVar = "FirstRows"
+
+    @property
+    def first_rows_attention(self) -> Any:
+        """The layer's attention, which has ``forward_first_rows``."""
+        raise NotImplementedError
+
+    def finish(self, context: Tensor, rows: Tensor) -> Tensor:
+        """The layer after attention, row by row."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | PackedLayout | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """(1, total, hidden) -> (1, batch, hidden) if the layout says so, else the stock layer."""
+        layout = attention_mask
+        if not (isinstance(layout, PackedLayout) and layout.only_first_rows):
+            return super().forward(hidden_states, attention_mask, *args, **kwargs)
+        tokens = hidden_states[0]
+        rows = gather_rows(tokens, layout.first_rows)
+        context = self.first_rows_attention.forward_first_rows(rows, tokens, layout)
+        return self.finish(context[None], rows[None])
+
+
+def _padding_mask(
+    mask: Tensor | None, hidden_states: Tensor, kwargs: dict[str, Any]
+) -> Tensor | None:
+    """Returns (batch, seqlen), True = token, if the mask says just that, else None."""
+    if mask is None or mask.ndim != 4 or kwargs.get("past_key_values") is not None:
+        return None
+    batch_size, seqlen = hidden_states.shape[:2]
+    if tuple(mask.shape) != (batch_size, 1, 1, seqlen):
+        return None
+    if (mask.dtype == torch.bool) != HAS_ATTENTION_INTERFACE:
+        return None  # not the mask that this version makes of a 2-D one
+    mask = mask[:, 0, 0]
+    return mask if mask.dtype == torch.bool else mask == 0
+
+
+@torch.compiler.disable
+def _layout(mask: Tensor, first_row_is_read: bool) -> tuple[bool, PackedLayout | None]:
+    """Returns whether there is padding, and the layout without it if it is to be removed.
+
+    What depends on the mask's values is here, in one place: a compiler cannot trace it.
+    """
+    layout = packed_layout(mask)
+    if layout.total == mask.numel():
+        return False, None
+    if layout.total == 0:
+        return True, None  # the stock layers cannot reshape zero rows
+    if first_row_is_read and bool((mask.any(dim=1) & ~mask[:, 0]).any()):
+        return True, None
+    return True, layout

@@ -1,0 +1,40 @@
+"""The coverage table: what it says is so, for every head of every model in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastattn.coverage import table
+from fastattn.coverage.cases import CASES, Case
+from fastattn.coverage.measure import Row, measure_one
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
+
+PAGE = (Path(__file__).parents[1] / "docs" / "coverage.md").read_text(encoding="utf-8")
+
+pytestmark = pytest.mark.skipif(
+    not HAS_ATTENTION_INTERFACE, reason="the table is about Transformers 5"
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_each_row_is_up_to_date_and_exact(case: Case):
+    row = measure_one(case)
+    assert row.error is None or row.error < table.ROUNDING
+    assert row.generates is not False
+    if f"with Transformers {table.version()}." in PAGE:  # another may have other heads
+        assert table.line(row) in PAGE
+        assert table.notes(row) in PAGE
+
+
+def test_the_page_has_these_rows_alone():
+    rows = [line.split(" | ")[0][2:] for line in PAGE.splitlines() if line.startswith("| ")]
+    assert rows[1:] == [case.name for case in CASES]
+
+
+def test_what_is_wrong_is_shown():
+    row = Row("M", 1, True, False, False, 3e-5, False, ("because",))
+    page = table.page([row])
+    assert "| M | 1 | yes | no | no | **3e-05** | OTHER TOKENS |\n" in page
+    assert page.endswith("## What is left as it was, and why\n\n- M: because.\n")
