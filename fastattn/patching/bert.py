@@ -62,11 +62,12 @@ def patch_body(target: Target) -> list[LayerReport]:
         what,
         reason,
     )
-    layers = [encoder, *attention]
-    if any(layer.what == REPLACED for layer in attention):
-        layers += fuse_layers(target, family)
-        layers += compute_first_rows(target, family, unpadded=what == REPLACED)
-    return layers
+    return [
+        encoder,
+        *attention,
+        *fuse_layers(target, family),
+        *compute_first_rows(target, family, unpadded=what == REPLACED),
+    ]
 
 
 def _patch_attention(target: Target, family: Family) -> list[LayerReport]:
