@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
 import torch
 
-from fastattn.backends import cpu
+# Without a GPU, Triton's kernels run in its interpreter, which must be asked for before anything
+# imports triton.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+if HAS_TRITON and not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from fastattn.backends import cpu, triton  # noqa: E402
 
 # Repeatable: no example depends on the day, and a slow machine is not a failure.
 hypothesis.settings.register_profile(
@@ -18,12 +26,25 @@ hypothesis.settings.load_profile("fastattn")
 
 INSTRUCTION_SETS = cpu.instruction_sets()
 BACKENDS = ["reference", *(f"cpu-{name}" for name in INSTRUCTION_SETS)]
+if triton.INTERPRETED:
+    BACKENDS.append(triton.NAME)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # Small tensors on shared cores: threads would mostly wait for each other. Tests of threading
     # ask for more.
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if _is_served(item)]
+
+
+def _is_served(item: pytest.Item) -> bool:
+    """Whether the backend of a test has the dtype of the test; refusals have their own tests."""
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    backend, dtype = parameters.get("backend"), parameters.get("dtype")
+    return (backend, dtype) != (triton.NAME, torch.float64)
 
 
 @pytest.fixture(autouse=True)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 NAME = "triton"
 MAX_HEAD_DIM = 256
+MAX_HIDDEN_SIZE = 8192  # a row is held in registers
 MIN_VERSION = (3, 4)
 # The distributions that bring the module; torch's own builds for some GPUs have another name.
 _DISTRIBUTIONS = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-windows")
@@ -93,9 +94,23 @@ def device_reasons(device_type: str) -> list[str]:
     return [f"tensors must be on a GPU, got {device_type}"]
 
 
+def hidden_reasons(x: Tensor) -> list[str]:
+    """Returns why the operators on hidden states cannot serve a call."""
+    reasons = device_reasons(x.device.type)
+    if x.dtype == torch.float64:
+        reasons.append("float64 is not supported")
+    if x.shape[-1] > MAX_HIDDEN_SIZE:
+        reasons.append(f"hidden_size must be at most {MAX_HIDDEN_SIZE}, got {x.shape[-1]}")
+    return reasons
+
+
+# Imported by the first call that runs here, because these modules import triton.
 def _attention() -> ModuleType:
-    # Imported by the first call that runs here, because it imports triton.
     return importlib.import_module("fastattn.backends.triton.attention")
+
+
+def _hidden() -> ModuleType:
+    return importlib.import_module("fastattn.backends.triton.hidden")
 
 
 def attention_fwd(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *options: Any) -> None:
@@ -106,3 +121,30 @@ def attention_fwd(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *op
 def attention_bwd(dq: Tensor, dk: Tensor, dv: Tensor, dbias: Tensor | None, *rest: Any) -> None:
     """Fills dq, dk, dv, and dbias if it is given."""
     _attention().attention_bwd(dq, dk, dv, dbias, *rest)
+
+
+def layer_norm_fwd(out: Tensor, mean: Tensor, rstd: Tensor, *rest: Any) -> None:
+    """Fills out, contiguous and like residual, and mean and rstd, one number for each row."""
+    _hidden().layer_norm_fwd(out, mean, rstd, *rest)
+
+
+def layer_norm_bwd(dx: Tensor | None, dresidual: Tensor, *rest: Any) -> None:
+    """Fills the gradients. dx is None where it would be equal to dresidual."""
+    _hidden().layer_norm_bwd(dx, dresidual, *rest)
+
+
+def gelu_fwd(out: Tensor, x: Tensor, bias: Tensor | None) -> None:
+    """Fills out, contiguous and of the shape and dtype of x."""
+    _hidden().gelu_fwd(out, x, bias)
+
+
+def gelu_bwd(
+    dx: Tensor, dbias: Tensor | None, dout: Tensor, x: Tensor, bias: Tensor | None
+) -> None:
+    """Fills dx, contiguous and of the shape and dtype of x, and dbias if it is given."""
+    _hidden().gelu_bwd(dx, dbias, dout, x, bias)
+
+
+def hidden_dropout(out: Tensor, x: Tensor, seed: Tensor, dropout_p: float) -> None:
+    """Fills out, contiguous and of the shape and dtype of x."""
+    _hidden().hidden_dropout(out, x, seed, dropout_p)

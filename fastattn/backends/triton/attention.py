@@ -1,4 +1,4 @@
-"""Attention on the host: from tensors to launches. Allocates what kernels share, computes nothing."""
+"""Attention on the host: from tensors to launches."""
 
 from __future__ import annotations
 

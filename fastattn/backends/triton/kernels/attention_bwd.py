@@ -142,7 +142,7 @@ def _meet_queries(
         keep = True
         if rule.seed is not None:
             keep = keep_tile(rule, place, row0, col0, BLOCK_M, BLOCK_N, True)
-        kept, _, ds = score_grad(p, dp, capped, delta[None, :], keep, rule)
+        kept, _dscore, ds = score_grad(p, dp, capped, delta[None, :], keep, rule)
         dv = dot(kept.to(dout_tile.dtype), dout_tile, dv, PRECISION)
         dk = dot(ds.to(q_tile.dtype), q_tile, dk, PRECISION)
     return dk, dv

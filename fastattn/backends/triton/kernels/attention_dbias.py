@@ -55,7 +55,7 @@ def _add_head(
         dout_tile = load_rows(dout_base, row, dout.row_stride, valid, HEAD_DIM, BLOCK_D)
         lse2, row_delta = load_statistics(lse_base, delta_base, row, valid)
         for col0 in tl.range(col_first, col_end, BLOCK_N):
-            dscore, _, _ = grad_tile(
+            dscore, _ds, _k = grad_tile(
                 q_tile,
                 dout_tile,
                 lse2,
