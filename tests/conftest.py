@@ -36,15 +36,47 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 
 
+# Triton's interpreter takes about a second for a call with its gradients, so by default it gets a
+# sample of the cases of each test.
+ALL_TRITON_CASES = os.environ.get("FASTATTN_TEST_ALL_TRITON", "0") not in ("", "0")
+TRITON_SAMPLE = 10
+# Tests of float64 that do not say so in a parameter.
+FLOAT64_TESTS = (
+    "test_gradcheck",
+    "test_autocast_leaves_float64_alone",
+    "test_mean_over_seeds_is_attention_without_dropout",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items[:] = [item for item in items if _is_served(item)]
+    by_test: dict[object, list[pytest.Item]] = {}
+    for item in items:
+        if _parameters(item).get("backend") == triton.NAME:
+            by_test.setdefault(getattr(item, "function", None), []).append(item)
+    kept = {id(item) for cases in by_test.values() for item in _triton_cases(cases)}
+    dropped = {id(item) for cases in by_test.values() for item in cases} - kept
+    items[:] = [item for item in items if id(item) not in dropped]
 
 
-def _is_served(item: pytest.Item) -> bool:
-    """Whether the backend of a test has the dtype of the test; refusals have their own tests."""
-    parameters = getattr(getattr(item, "callspec", None), "params", {})
-    backend, dtype = parameters.get("backend"), parameters.get("dtype")
-    return (backend, dtype) != (triton.NAME, torch.float64)
+def _parameters(item: pytest.Item) -> dict[str, object]:
+    return getattr(getattr(item, "callspec", None), "params", {})
+
+
+def _triton_cases(cases: list[pytest.Item]) -> list[pytest.Item]:
+    """The cases of one test that run in the interpreter; refusals have their own tests."""
+    served = [
+        case
+        for case in cases
+        if _parameters(case).get("dtype") != torch.float64
+        and not case.name.startswith(FLOAT64_TESTS)
+    ]
+    if ALL_TRITON_CASES:
+        return served
+    if any(hasattr(getattr(case, "function", None), "hypothesis") for case in served):
+        return []  # dozens of calls in one test; tests/backends/test_triton.py has fewer
+    # A step that has no divisor in common with the number of dtypes meets all of them.
+    step = next(step for step in (1, 5, 7, 11, 13, 17) if len(served) <= step * TRITON_SAMPLE)
+    return served[::step]
 
 
 @pytest.fixture(autouse=True)

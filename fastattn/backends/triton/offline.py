@@ -1,16 +1,23 @@
-"""Compiles what calls would launch on GPUs that are not there, and reports what came out.
+"""Compiles what calls launch, for GPUs that are not there, and reports what came out.
 
-with recorded(Target("cuda", "sm_90"), launches.append):
-    fastattn.ops.attention.attention_op(q, k, v, options, seed, "triton")  # meta tensors
-print(compile_launch(launches[0], Target("cuda", "sm_90")))
+    python -m fastattn.backends.triton.offline sm_90 gfx942        # as it is used for BERT
+    python -m fastattn.backends.triton.offline --all sm_90         # every configuration
+
+Calls are made with tensors of the meta device, through the same code that launches on a GPU. That
+they pass shows too that nothing on the way reads a tensor, hence that nothing waits for a device.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
+import itertools
+import json
 import re
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +27,28 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastattn.backends.triton.launch import Launch
+from fastattn.backends.triton import attention, config, hidden
+from fastattn.backends.triton.launch import Launch, recorded
 from fastattn.backends.triton.target import Target
+
+TARGETS = {
+    "sm_80": Target("cuda", "sm_80"),
+    "sm_90": Target("cuda", "sm_90"),
+    "sm_100": Target("cuda", "sm_100"),
+    "gfx942": Target("hip", "gfx942"),
+}
+HEAD_DIMS = (64, 128, 256)
+HIDDEN_SIZES = (768, 8192)
+# Which options a call has. All of them at once need the most registers.
+VARIANTS = {
+    "plain": (),
+    "bert": ("key_padding_mask", "dropout"),
+    "causal packed": ("causal", "packed"),
+    "everything": ("key_padding_mask", "dropout", "window", "bias", "slopes", "softcap"),
+}
+_KINDS = {config.HALF: torch.bfloat16, config.TF32: torch.float32, config.IEEE: torch.float32}
+_PRECISIONS = {config.HALF: "highest", config.TF32: "high", config.IEEE: "highest"}
+_BATCH, _SEQLEN, _HEADS = 8, 512, 12
 
 # Bytes of shared memory that one program may use.
 SHARED_MEMORY = {
@@ -53,6 +80,7 @@ class Compiled(NamedTuple):
     """What a compiler made of a launch."""
 
     kernel: str
+    case: str
     target: str
     seconds: float
     shared_memory: int  # bytes
@@ -61,7 +89,91 @@ class Compiled(NamedTuple):
     matrix_instructions: tuple[str, ...]
 
 
-def compile_launch(launch: Launch, target: Target) -> Compiled:
+def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _attention(dtype: torch.dtype, head_dim: int, options: tuple[str, ...]) -> None:
+    """A call of attention and its backward pass."""
+    packed = "packed" in options
+    rows = (_BATCH * _SEQLEN,) if packed else (_BATCH, _SEQLEN)
+    q, k, v, out = (_meta(*rows, _HEADS, head_dim, dtype=dtype) for _ in range(4))
+    lse_shape = (_HEADS, *rows) if packed else (_BATCH, _HEADS, _SEQLEN)
+    lse = _meta(*lse_shape, dtype=torch.float32)
+    cu_seqlens = _meta(_BATCH + 1, dtype=torch.int32) if packed else None
+    bias = None
+    if "bias" in options:
+        bias = _meta(1, _HEADS, _SEQLEN, _SEQLEN, dtype=torch.float32)
+    masked = "key_padding_mask" in options
+    call = (
+        cu_seqlens,
+        cu_seqlens,
+        _meta(_BATCH, _SEQLEN, dtype=torch.bool) if masked else None,
+        bias,
+        _meta(1, _HEADS, dtype=torch.float32) if "slopes" in options else None,
+        _meta(dtype=torch.int64) if "dropout" in options else None,
+        None,
+        None,
+        head_dim**-0.5,
+        20.0 if "softcap" in options else 0.0,
+        64 if "window" in options else -1,
+        64 if "window" in options else 0 if "causal" in options else -1,
+        0.1 if "dropout" in options else 0.0,
+    )
+    attention.attention_fwd(out, lse, q, k, v, *call)
+    dbias = None if bias is None else torch.empty_like(bias)
+    grads = (torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), dbias)
+    attention.attention_bwd(*grads, torch.empty_like(out), None, q, k, v, out, lse, *call)
+
+
+def _hidden(dtype: torch.dtype, hidden_size: int) -> None:
+    """A call of each operator on hidden states and its backward pass."""
+    x, residual, out = (_meta(_BATCH, _SEQLEN, hidden_size, dtype=dtype) for _ in range(3))
+    dx, dresidual = torch.empty_like(x), torch.empty_like(residual)
+    vectors = [_meta(hidden_size, dtype=torch.float32) for _ in range(6)]
+    weight, bias, x_bias, *dvectors = vectors
+    mean, rstd = (_meta(_BATCH * _SEQLEN, dtype=torch.float32) for _ in range(2))
+    seed = _meta(dtype=torch.int64)
+    hidden.layer_norm_fwd(out, mean, rstd, x, residual, weight, bias, x_bias, seed, 1e-12, 0.1)
+    hidden.layer_norm_bwd(
+        dx, dresidual, *dvectors, out, x, residual, weight, x_bias, mean, rstd, seed, 0.1
+    )
+    hidden.gelu_fwd(out, x, bias)
+    hidden.gelu_bwd(dx, dvectors[0], out, x, bias)
+    hidden.hidden_dropout(out, x, seed, 0.1)
+
+
+def launches(target: Target, everything: bool) -> Iterator[tuple[str, Launch]]:
+    """Yields what calls launch on a target, and the names of the calls."""
+    kinds = config.table_of(target) if everything else [config.HALF]
+    variants = VARIANTS if everything else ["bert"]
+    head_dims = HEAD_DIMS if everything else HEAD_DIMS[:1]
+    hidden_sizes = HIDDEN_SIZES if everything else HIDDEN_SIZES[:1]
+    for kind in kinds:
+        dtype = _KINDS[kind]
+        for variant, head_dim in itertools.product(variants, head_dims):
+            call = functools.partial(_attention, dtype, head_dim, VARIANTS[variant])
+            for launch in _recorded(target, kind, call):
+                yield f"{kind}, head_dim {head_dim}, {variant}", launch
+        for hidden_size in hidden_sizes:
+            for launch in _recorded(target, kind, functools.partial(_hidden, dtype, hidden_size)):
+                yield f"{kind}, hidden_size {hidden_size}", launch
+
+
+def _recorded(target: Target, kind: str, call: Callable[[], None]) -> list[Launch]:
+    """Returns what a call launches with products of a kind."""
+    found: list[Launch] = []
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(_PRECISIONS[kind])
+    try:
+        with recorded(target, found.append):
+            call()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return found
+
+
+def compile_launch(case: str, launch: Launch, target: Target) -> Compiled:
     """Compiles the kernel of a recorded launch for a target."""
     arch: Any = target.name
     if target.kind == "cuda":
@@ -83,6 +195,7 @@ def compile_launch(launch: Launch, target: Target) -> Compiled:
     registers, spilled = _resources(compiled, target)
     return Compiled(
         launch.kernel.__name__,
+        case,
         target.name,
         seconds,
         compiled.metadata.shared,
@@ -151,3 +264,19 @@ def _resources(compiled: Any, target: Target) -> tuple[int, int]:
 def _cuobjdump() -> str:
     """Returns the path of the tool that comes with triton."""
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+
+
+def main() -> None:
+    """Compiles for the targets named on the command line; prints a JSON object for each kernel."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("targets", nargs="+", choices=TARGETS)
+    parser.add_argument("--all", action="store_true", help="every configuration")
+    arguments = parser.parse_args()
+    for name in arguments.targets:
+        for case, launch in launches(TARGETS[name], arguments.all):
+            compiled = compile_launch(case, launch, TARGETS[name])
+            print(json.dumps(compiled._asdict()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

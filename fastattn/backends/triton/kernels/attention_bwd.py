@@ -24,6 +24,7 @@ from fastattn.backends.triton.kernels.blocks import (
     load_rows,
     locate_sequence,
     locate_tile,
+    narrow,
     rows_of,
     store_rows,
 )
@@ -35,6 +36,7 @@ from fastattn.backends.triton.kernels.scores import (
     place_of,
     query_range,
     score_tile,
+    weights,
 )
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -133,7 +135,7 @@ def _meet_queries(
         products = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         products = dot(k_tile, tl.trans(q_tile), products, PRECISION)
         s2, capped = score_tile(products, row[None, :], col[:, None], rule, place)
-        p = tl.exp2(s2 - lse2[None, :])
+        p = weights(s2, lse2[None, :], rule)
         if not ALL_SEEN:
             p = tl.where(in_window(row[None, :], col[:, None], rule, place), p, 0.0)
         dout_tile = load_rows(dout_base, row, dout_stride, valid, HEAD_DIM, BLOCK_D)
@@ -143,8 +145,8 @@ def _meet_queries(
         if rule.seed is not None:
             keep = keep_tile(rule, place, row0, col0, BLOCK_M, BLOCK_N, True)
         kept, _dscore, ds = score_grad(p, dp, capped, delta[None, :], keep, rule)
-        dv = dot(kept.to(dout_tile.dtype), dout_tile, dv, PRECISION)
-        dk = dot(ds.to(q_tile.dtype), q_tile, dk, PRECISION)
+        dv = dot(narrow(kept, dout_tile.dtype), dout_tile, dv, PRECISION)
+        dk = dot(narrow(ds, q_tile.dtype), q_tile, dk, PRECISION)
     return dk, dv
 
 
@@ -270,7 +272,7 @@ def grad_tile(
     products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     products = dot(q_tile, tl.trans(k_tile), products, PRECISION)
     s2, capped = score_tile(products, row[:, None], col[None, :], rule, place)
-    p = tl.exp2(s2 - lse2[:, None])
+    p = weights(s2, lse2[:, None], rule)
     if not ALL_SEEN:
         seen = attended[None, :]
         if rule.left is not None or rule.right is not None:
@@ -359,7 +361,7 @@ def dq_kernel(
                 BLOCK_D,
                 PRECISION,
             )
-            dq_tile = dot(ds.to(k_tile.dtype), k_tile, dq_tile, PRECISION)
+            dq_tile = dot(narrow(ds, k_tile.dtype), k_tile, dq_tile, PRECISION)
     dq_base = rows_of(dq, sequence, start_q, head, PACKED)
     dq_tile = dq_tile * softmax_scale
     store_rows(dq_base, row, dq.row_stride, valid, dq_tile, HEAD_DIM, BLOCK_D)

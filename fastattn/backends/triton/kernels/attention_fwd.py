@@ -16,6 +16,7 @@ from fastattn.backends.triton.kernels.blocks import (
     load_rows,
     locate_sequence,
     locate_tile,
+    narrow,
     rows_of,
     store_rows,
 )
@@ -85,7 +86,7 @@ def _meet_keys(
             v_tile = load_all_rows(v_base, col, v_stride, HEAD_DIM, BLOCK_D)
         else:
             v_tile = load_rows(v_base, col, v_stride, attended, HEAD_DIM, BLOCK_D)
-        acc = dot(p.to(v_tile.dtype), v_tile, acc * decay[:, None], PRECISION)
+        acc = dot(narrow(p, v_tile.dtype), v_tile, acc * decay[:, None], PRECISION)
     return acc, row_max, row_sum
 
 

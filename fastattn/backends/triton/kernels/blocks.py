@@ -11,14 +11,23 @@ import triton.language as tl
 
 from fastattn.backends.triton.target import INTERPRETED
 
-# Triton's interpreter keeps bfloat16 as integers, and would multiply those.
-_UPCAST = tl.constexpr(INTERPRETED)
+_INTERPRETED = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def narrow(x, dtype: tl.constexpr):
+    """Returns float32 values in the dtype of elements, rounded to nearest even."""
+    if _INTERPRETED and dtype == tl.bfloat16:  # whose low half the interpreter would cut off
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    return x.to(dtype)
 
 
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """Returns acc + a @ b, summed in float32. PRECISION is that of products of float32."""
-    if _UPCAST:
+    if _INTERPRETED:  # It keeps bfloat16 as integers, and would multiply those.
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
@@ -52,7 +61,7 @@ def store_rows(base, row, stride, valid, values, HEAD_DIM: tl.constexpr, BLOCK_D
     d = tl.arange(0, BLOCK_D)
     pointers = base + row[:, None] * stride + d[None, :]
     mask = valid[:, None] & (d[None, :] < HEAD_DIM)
-    tl.store(pointers, values.to(base.dtype.element_ty), mask=mask)
+    tl.store(pointers, narrow(values, base.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastattn.backends.triton.kernels.blocks import narrow
 from fastattn.backends.triton.kernels.philox import hidden_keep, load_key
 
 _SQRT_HALF = tl.constexpr(0.7071067811865476)
@@ -44,7 +45,9 @@ def gelu_fwd_kernel(
     mask = (row[:, None] < rows) & (col[None, :] < COLS)
     h = _load_sum(x, bias, row, x_stride, col, mask, COLS)
     result = h * (0.5 + 0.5 * tl.erf(h * _SQRT_HALF))
-    tl.store(out + row[:, None] * COLS + col[None, :], result.to(out.dtype.element_ty), mask=mask)
+    tl.store(
+        out + row[:, None] * COLS + col[None, :], narrow(result, out.dtype.element_ty), mask=mask
+    )
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -74,7 +77,9 @@ def gelu_bwd_kernel(
         slope = 0.5 + 0.5 * tl.erf(h * _SQRT_HALF) + h * _INV_SQRT_TAU * tl.exp(-0.5 * h * h)
         grad = tl.load(dout + row[:, None] * dout_stride + col[None, :], mask=mask, other=0.0)
         grad = grad.to(tl.float32) * slope
-        tl.store(dx + row[:, None] * COLS + col[None, :], grad.to(dx.dtype.element_ty), mask=mask)
+        tl.store(
+            dx + row[:, None] * COLS + col[None, :], narrow(grad, dx.dtype.element_ty), mask=mask
+        )
         total += tl.sum(grad, 0)
     if bias is not None:
         tl.store(dbias + tl.program_id(0) * COLS + col, total, mask=col < COLS)
@@ -103,4 +108,6 @@ def hidden_dropout_kernel(
     keep = hidden_keep(key0, key1, row0, col0, threshold, BLOCK_ROWS, BLOCK_COLS)
     values = tl.load(x + row[:, None] * x_stride + col[None, :], mask=mask, other=0.0)
     values = tl.where(keep, values.to(tl.float32) * keep_scale, 0.0)
-    tl.store(out + row[:, None] * COLS + col[None, :], values.to(out.dtype.element_ty), mask=mask)
+    tl.store(
+        out + row[:, None] * COLS + col[None, :], narrow(values, out.dtype.element_ty), mask=mask
+    )

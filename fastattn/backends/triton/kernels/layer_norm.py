@@ -18,6 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastattn.backends.triton.kernels.blocks import narrow
 from fastattn.backends.triton.kernels.philox import hidden_keep, load_key
 
 
@@ -89,7 +90,9 @@ def layer_norm_fwd_kernel(
     row_rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / COLS + eps)
     result = centred * row_rstd[:, None] * _load_vector(weight, col, COLS)[None, :]
     result += _load_vector(bias, col, COLS)[None, :]
-    tl.store(out + row[:, None] * COLS + col[None, :], result.to(out.dtype.element_ty), mask=mask)
+    tl.store(
+        out + row[:, None] * COLS + col[None, :], narrow(result, out.dtype.element_ty), mask=mask
+    )
     tl.store(mean + row, row_mean, mask=row < rows)
     tl.store(rstd + row, row_rstd, mask=row < rows)
 
@@ -155,11 +158,11 @@ def layer_norm_bwd_kernel(
         along = tl.sum(dxhat * xhat, 1)[:, None] / COLS
         dh = row_rstd * (dxhat - tl.sum(dxhat, 1)[:, None] / COLS - xhat * along)
         offsets = row[:, None] * COLS + col[None, :]
-        tl.store(dresidual + offsets, dh.to(dresidual.dtype.element_ty), mask=mask)
+        tl.store(dresidual + offsets, narrow(dh, dresidual.dtype.element_ty), mask=mask)
         if seed is not None:
             dh = tl.where(keep, dh * keep_scale, 0.0)
         if dx is not None:
-            tl.store(dx + offsets, dh.to(dx.dtype.element_ty), mask=mask)
+            tl.store(dx + offsets, narrow(dh, dx.dtype.element_ty), mask=mask)
         if x_bias is not None:
             dx_bias += tl.sum(tl.where(mask, dh, 0.0), 0)
     part = dvectors + tl.program_id(0) * COLS + col

@@ -91,7 +91,42 @@ def attention_keep(
     )
     if TRANSPOSED:
         return keep.permute(2, 5, 3, 4, 0, 6, 1).reshape(BLOCK_N, BLOCK_M)
-    return keep.permute(0, 6, 1, 2, 5, 3, 4).reshape(BLOCK_M, BLOCK_N)
+    else:
+        return keep.permute(0, 6, 1, 2, 5, 3, 4).reshape(BLOCK_M, BLOCK_N)
+
+
+@triton.jit
+def attention_keep_kernel(
+    kept,
+    seed,
+    threshold,
+    num_heads,
+    rows,
+    cols,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+):
+    """Fills a tile of kept, (sequences, num_heads, rows, cols) bytes. For tests of the rule.
+
+    Grid: (tiles of rows, tiles of columns, sequences * num_heads); tiles must be whole.
+    """
+    index = tl.program_id(2)
+    row0 = tl.program_id(0) * BLOCK_M
+    col0 = tl.program_id(1) * BLOCK_N
+    row = row0 + tl.arange(0, BLOCK_M)
+    col = col0 + tl.arange(0, BLOCK_N)
+    key0, key1 = load_key(seed)
+    sequence = index // num_heads
+    head = index % num_heads
+    keep = attention_keep(
+        key0, key1, sequence, head, row0, col0, threshold, BLOCK_M, BLOCK_N, TRANSPOSED
+    )
+    if TRANSPOSED:
+        offsets = row[None, :] * cols + col[:, None]
+    else:
+        offsets = row[:, None] * cols + col[None, :]
+    tl.store(kept + index * rows * cols + offsets, keep.to(tl.uint8))
 
 
 @triton.jit

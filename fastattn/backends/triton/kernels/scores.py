@@ -18,6 +18,7 @@ import triton.language as tl
 from fastattn.backends.triton.kernels.philox import attention_keep, load_key
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
+_SMALLEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
@@ -81,11 +82,26 @@ def score_tile(products, row, col, rule, place):
     if rule.bias is not None:
         offsets = row.to(tl.int64) * rule.bias_row_stride + col.to(tl.int64) * rule.bias_col_stride
         inside = (row < seqlen_q) & (col < seqlen_k)
-        s2 += tl.load(bias + offsets, mask=inside, other=0.0) * _LOG2_E
+        added = tl.load(bias + offsets, mask=inside, other=0.0)
+        # A finite score stays finite, so that a row of -FLT_MAX is uniform as in plain softmax.
+        s2 = tl.where(
+            added == float("-inf"),
+            added,
+            tl.maximum(s2 + tl.maximum(added * _LOG2_E, _SMALLEST), _SMALLEST),
+        )
     if rule.slopes is not None:
         distance = tl.abs(row + (seqlen_k - seqlen_q) - col)
         s2 -= slope * _LOG2_E * distance.to(tl.float32)
     return s2, capped
+
+
+@triton.jit
+def weights(s2, lse2, rule):
+    """Returns p, from log2(e) * lse."""
+    exponent = s2 - lse2
+    if rule.bias is not None:  # whose -FLT_MAX leaves no digits: p is at most 1
+        exponent = tl.minimum(exponent, 0.0)
+    return tl.exp2(exponent)
 
 
 @triton.jit
