@@ -29,14 +29,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastattn.backends.triton.target import INTERPRETED
+from fastattn.backends.triton import target
 
 if TYPE_CHECKING:
     from fastattn.backends import Call
 
 NAME = "triton"
+INTERPRETED = target.INTERPRETED
 MAX_HEAD_DIM = 256
-MAX_HIDDEN_SIZE = 8192  # a row is held in registers
+MAX_HIDDEN_SIZE = 4096  # a row is held in registers
 MIN_VERSION = (3, 4)
 # The distributions that bring the module; torch's own builds for some GPUs have another name.
 _DISTRIBUTIONS = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-windows")

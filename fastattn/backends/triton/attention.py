@@ -19,7 +19,7 @@ from fastattn.dropout import drop_threshold, keep_scale
 from fastattn.ops import checks
 
 _LOG2_E = math.log2(math.e)
-_DELTA_ROWS = 32
+_DELTA_TILE = 4096  # elements
 _KEY_ENDS_BLOCK = 1024
 
 
@@ -247,9 +247,10 @@ def _delta(call: _Call, out: Tensor, dout: Tensor, dlse: Tensor | None, lse: Ten
     delta = torch.empty_like(lse)
     _, constants = call.sizes("dq")
     rows = out.shape[-3]
+    block_m = _DELTA_TILE // constants["BLOCK_D"]
     launch(
         delta_kernel,
-        (-(-rows // _DELTA_ROWS), out.shape[-2], 1 if call.packed else out.shape[0]),
+        (-(-rows // block_m), out.shape[-2], 1 if call.packed else out.shape[0]),
         out.device,
         {
             "delta": call.statistics(delta),
@@ -258,7 +259,7 @@ def _delta(call: _Call, out: Tensor, dout: Tensor, dlse: Tensor | None, lse: Ten
             "dlse": None if dlse is None else call.statistics(dlse),
             "rows": rows,
             "HEAD_DIM": constants["HEAD_DIM"],
-            "BLOCK_M": _DELTA_ROWS,
+            "BLOCK_M": block_m,
             "BLOCK_D": constants["BLOCK_D"],
         },
         num_warps=4,

@@ -33,42 +33,49 @@ _Table = dict[str, dict[str, dict[int, Config]]]  # kind, kernel, largest padded
 
 _SM_80: _Table = {
     HALF: {
-        "fwd": {64: Config(128, 64, 4, 3), 128: Config(128, 64, 8, 2), 256: Config(64, 32, 4, 2)},
-        "dkdv": {64: Config(64, 64, 4, 2), 128: Config(32, 64, 4, 2), 256: Config(16, 64, 8, 2)},
-        "dq": {64: Config(64, 64, 4, 2), 128: Config(64, 32, 4, 2), 256: Config(64, 16, 8, 2)},
+        "fwd": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)},
+        "dkdv": {64: Config(32, 64, 4, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dq": {64: Config(64, 64, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dbias": {64: Config(64, 32, 8, 1), 128: Config(32, 32, 8, 1), 256: Config(16, 32, 8, 1)},
     },
     TF32: {
-        "fwd": {64: Config(64, 32, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 16, 4, 2)},
-        "dkdv": {64: Config(32, 32, 4, 2), 128: Config(16, 32, 4, 2), 256: Config(16, 32, 8, 1)},
-        "dq": {64: Config(32, 32, 4, 2), 128: Config(32, 16, 4, 2), 256: Config(32, 16, 8, 1)},
+        "fwd": {64: Config(64, 32, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dkdv": {64: Config(32, 32, 8, 2), 128: Config(32, 32, 8, 1), 256: Config(16, 32, 8, 1)},
+        "dq": {64: Config(32, 32, 8, 2), 128: Config(32, 32, 8, 1), 256: Config(32, 16, 8, 1)},
+        "dbias": {64: Config(32, 32, 8, 1), 128: Config(32, 16, 8, 1), 256: Config(16, 16, 8, 1)},
     },
     IEEE: {
-        "fwd": {64: Config(32, 32, 4, 1), 128: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
+        "fwd": {64: Config(32, 32, 8, 1), 128: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
         "dkdv": {64: Config(32, 32, 8, 1), 128: Config(16, 32, 8, 1), 256: Config(16, 16, 8, 1)},
         "dq": {64: Config(32, 32, 8, 1), 128: Config(32, 16, 8, 1), 256: Config(16, 16, 8, 1)},
+        "dbias": {64: Config(32, 16, 8, 1), 128: Config(16, 16, 8, 1), 256: Config(16, 16, 8, 1)},
     },
 }
 
+# wgmma takes 64 rows: of queries in fwd and dq, of keys in dkdv.
 _SM_90: _Table = {
     **_SM_80,
     HALF: {
-        "fwd": {64: Config(128, 64, 4, 3), 128: Config(128, 64, 8, 3), 256: Config(128, 32, 8, 2)},
-        "dkdv": {64: Config(64, 64, 4, 2), 128: Config(64, 64, 8, 2), 256: Config(32, 64, 8, 2)},
-        "dq": {64: Config(64, 64, 4, 2), 128: Config(64, 64, 8, 2), 256: Config(64, 32, 8, 2)},
+        "fwd": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8, 2)},
+        "dkdv": {64: Config(64, 64, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dq": {64: Config(64, 64, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dbias": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 1), 256: Config(32, 32, 8, 1)},
     },
 }
 
 # 64 KiB of shared memory, and wavefronts of 64.
 _GFX9: _Table = {
     HALF: {
-        "fwd": {64: Config(128, 64, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(64, 16, 4, 1)},
-        "dkdv": {64: Config(32, 64, 4, 1), 128: Config(16, 64, 4, 1), 256: Config(16, 32, 4, 1)},
-        "dq": {64: Config(64, 32, 4, 1), 128: Config(64, 16, 4, 1), 256: Config(32, 16, 4, 1)},
+        "fwd": {64: Config(128, 64, 8, 1), 128: Config(64, 32, 4, 1), 256: Config(64, 32, 8, 1)},
+        "dkdv": {64: Config(32, 64, 4, 1), 128: Config(32, 64, 8, 1), 256: Config(16, 32, 8, 1)},
+        "dq": {64: Config(64, 32, 4, 1), 128: Config(64, 32, 8, 1), 256: Config(32, 16, 8, 1)},
+        "dbias": {64: Config(64, 32, 4, 1), 128: Config(32, 32, 8, 1), 256: Config(32, 16, 8, 1)},
     },
     IEEE: {
-        "fwd": {64: Config(64, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(32, 16, 4, 1)},
-        "dkdv": {64: Config(32, 32, 4, 1), 128: Config(16, 32, 4, 1), 256: Config(16, 16, 4, 1)},
-        "dq": {64: Config(32, 32, 4, 1), 128: Config(32, 16, 4, 1), 256: Config(16, 16, 4, 1)},
+        "fwd": {64: Config(64, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(32, 16, 8, 1)},
+        "dkdv": {64: Config(32, 32, 4, 1), 128: Config(16, 32, 4, 1), 256: Config(16, 16, 8, 1)},
+        "dq": {64: Config(32, 32, 4, 1), 128: Config(32, 16, 4, 1), 256: Config(16, 16, 8, 1)},
+        "dbias": {64: Config(32, 32, 4, 1), 128: Config(32, 16, 4, 1), 256: Config(16, 16, 8, 1)},
     },
 }
 
@@ -78,6 +85,7 @@ _INTERPRETER: _Table = {
         "fwd": {256: Config(64, 128, 4, 1)},
         "dkdv": {256: Config(128, 64, 4, 1)},
         "dq": {256: Config(64, 128, 4, 1)},
+        "dbias": {256: Config(64, 128, 4, 1)},
     }
     for kind in (HALF, IEEE)
 }
@@ -99,6 +107,6 @@ def table_of(target: Target) -> _Table:
 
 
 def config_of(target: Target, kernel: str, kind: str, block_d: int) -> Config:
-    """Returns the sizes of a kernel for a padded head_dim; dbias has those of dq."""
-    by_head_dim = table_of(target)[kind]["dq" if kernel == "dbias" else kernel]
+    """Returns the sizes of a kernel for a padded head_dim."""
+    by_head_dim = table_of(target)[kind][kernel]
     return next(config for largest, config in by_head_dim.items() if block_d <= largest)

@@ -38,7 +38,7 @@ TARGETS = {
     "gfx942": Target("hip", "gfx942"),
 }
 HEAD_DIMS = (64, 128, 256)
-HIDDEN_SIZES = (768, 8192)
+HIDDEN_SIZES = (768, 4096)
 # Which options a call has. All of them at once need the most registers.
 VARIANTS = {
     "plain": (),
@@ -131,15 +131,14 @@ def _hidden(dtype: torch.dtype, hidden_size: int) -> None:
     x, residual, out = (_meta(_BATCH, _SEQLEN, hidden_size, dtype=dtype) for _ in range(3))
     dx, dresidual = torch.empty_like(x), torch.empty_like(residual)
     vectors = [_meta(hidden_size, dtype=torch.float32) for _ in range(6)]
-    weight, bias, x_bias, *dvectors = vectors
+    weight, bias, x_bias, dweight, dbias, dx_bias = vectors
     mean, rstd = (_meta(_BATCH * _SEQLEN, dtype=torch.float32) for _ in range(2))
     seed = _meta(dtype=torch.int64)
     hidden.layer_norm_fwd(out, mean, rstd, x, residual, weight, bias, x_bias, seed, 1e-12, 0.1)
-    hidden.layer_norm_bwd(
-        dx, dresidual, *dvectors, out, x, residual, weight, x_bias, mean, rstd, seed, 0.1
-    )
+    grads = (dx, dresidual, dweight, dbias, dx_bias)
+    hidden.layer_norm_bwd(*grads, out, x, residual, weight, x_bias, mean, rstd, seed, 0.1)
     hidden.gelu_fwd(out, x, bias)
-    hidden.gelu_bwd(dx, dvectors[0], out, x, bias)
+    hidden.gelu_bwd(dx, dbias, out, x, bias)
     hidden.hidden_dropout(out, x, seed, 0.1)
 
 
