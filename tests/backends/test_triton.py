@@ -36,7 +36,7 @@ from fastattn.testing import (
 needs_kernels = pytest.mark.skipif(
     triton.unavailable_reason() is not None, reason=str(triton.unavailable_reason())
 )
-DEVICE = "cpu" if triton.INTERPRETED else "cuda"
+DEVICE = "cuda" if torch.cuda.is_available() and not triton.INTERPRETED else "cpu"
 INTERPRETED_CALL = backends.Call("cpu", torch.float32, 64, False, ())
 
 
@@ -103,6 +103,7 @@ def test_without_a_gpu_it_says_so():
     assert out == "torch sees no GPU\n"
 
 
+@needs_kernels
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -119,6 +120,16 @@ def test_other_devices_are_refused():
     where = "on the CPU under TRITON_INTERPRET=1" if triton.INTERPRETED else "on a GPU"
     call = INTERPRETED_CALL._replace(device_type="meta")
     assert triton.unsupported_reasons(call) == [f"tensors must be {where}, got meta"]
+
+
+def test_old_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(triton, "INTERPRETED", False)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    reason = "the GPU must have compute capability 8.0 or newer, got 7.5"
+    assert triton.device_reasons("cuda") == [reason]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert triton.device_reasons("cuda") == []
 
 
 @pytest.mark.skipif(not triton.INTERPRETED, reason="kernels run on a GPU")

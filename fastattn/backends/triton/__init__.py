@@ -39,6 +39,7 @@ INTERPRETED = target.INTERPRETED
 MAX_HEAD_DIM = 256
 MAX_HIDDEN_SIZE = 4096  # a row is held in registers
 MIN_VERSION = (3, 4)
+MIN_CAPABILITY = (8, 0)  # of NVIDIA GPUs: for older ones Triton has no matrix instructions
 # The distributions that bring the module; torch's own builds for some GPUs have another name.
 _DISTRIBUTIONS = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-windows")
 
@@ -89,7 +90,7 @@ def unsupported_reasons(call: Call) -> list[str]:
 def device_reasons(device_type: str) -> list[str]:
     """Returns why tensors of a device cannot be served."""
     if device_type == ("cpu" if INTERPRETED else "cuda"):
-        return []
+        return [] if INTERPRETED else _architecture_reasons()
     if INTERPRETED:
         return [f"tensors must be on the CPU under TRITON_INTERPRET=1, got {device_type}"]
     return [f"tensors must be on a GPU, got {device_type}"]
@@ -103,6 +104,17 @@ def hidden_reasons(x: Tensor) -> list[str]:
     if x.shape[-1] > MAX_HIDDEN_SIZE:
         reasons.append(f"hidden_size must be at most {MAX_HIDDEN_SIZE}, got {x.shape[-1]}")
     return reasons
+
+
+def _architecture_reasons() -> list[str]:
+    # A trace of torch.compile asks no device; such a call is slow, not wrong.
+    if torch.version.hip is not None or torch.compiler.is_compiling():
+        return []
+    capability = torch.cuda.get_device_capability()
+    if capability >= MIN_CAPABILITY:
+        return []
+    wanted, got = (".".join(map(str, x)) for x in (MIN_CAPABILITY, capability))
+    return [f"the GPU must have compute capability {wanted} or newer, got {got}"]
 
 
 # Imported by the first call that runs here, because these modules import triton.

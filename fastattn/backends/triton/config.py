@@ -59,17 +59,27 @@ _SM_90: _Table = {
         "fwd": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8, 2)},
         "dkdv": {64: Config(64, 64, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 1)},
         "dq": {64: Config(64, 64, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(32, 32, 8, 1)},
-        "dbias": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 1), 256: Config(32, 32, 8, 1)},
+        "dbias": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 1), 256: Config(16, 32, 8, 1)},
+    },
+}
+
+_SM_100: _Table = {
+    **_SM_80,
+    HALF: {
+        "fwd": {64: Config(128, 32, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)},
+        "dkdv": {64: Config(64, 64, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 16, 8, 1)},
+        "dq": {64: Config(64, 64, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dbias": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 1), 256: Config(16, 32, 8, 1)},
     },
 }
 
 # 64 KiB of shared memory, and wavefronts of 64.
 _GFX9: _Table = {
     HALF: {
-        "fwd": {64: Config(128, 64, 8, 1), 128: Config(64, 32, 4, 1), 256: Config(64, 32, 8, 1)},
-        "dkdv": {64: Config(32, 64, 4, 1), 128: Config(32, 64, 8, 1), 256: Config(16, 32, 8, 1)},
-        "dq": {64: Config(64, 32, 4, 1), 128: Config(64, 32, 8, 1), 256: Config(32, 16, 8, 1)},
-        "dbias": {64: Config(64, 32, 4, 1), 128: Config(32, 32, 8, 1), 256: Config(32, 16, 8, 1)},
+        "fwd": {64: Config(128, 32, 8, 1), 128: Config(64, 32, 4, 1), 256: Config(64, 16, 8, 1)},
+        "dkdv": {64: Config(32, 64, 4, 1), 128: Config(16, 64, 8, 1), 256: Config(16, 32, 8, 1)},
+        "dq": {64: Config(64, 32, 4, 1), 128: Config(64, 16, 8, 1), 256: Config(32, 16, 8, 1)},
+        "dbias": {64: Config(64, 32, 4, 1), 128: Config(32, 16, 4, 1), 256: Config(32, 16, 8, 1)},
     },
     IEEE: {
         "fwd": {64: Config(64, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(32, 16, 8, 1)},
@@ -93,7 +103,7 @@ _INTERPRETER: _Table = {
 TABLES = {
     "sm_80": _SM_80,
     "sm_90": _SM_90,
-    "sm_100": _SM_90,
+    "sm_100": _SM_100,
     "gfx942": _GFX9,
     "interpreter": _INTERPRETER,
 }
