@@ -55,10 +55,10 @@ from torch import Tensor
 TILE = 16
 HIDDEN_BLOCK = 256
 _CALLS_PER_HIDDEN_BLOCK = 32
-_HIDDEN_MARK = 0x48494444
+HIDDEN_MARK = 0x48494444
 PHILOX_ROUNDS = 7
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 _LOW_32 = 0xFFFFFFFF
 _DRAWS = 1 << 16
 
@@ -99,11 +99,11 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> tupl
     c0, c1, c2, c3 = counter
     key0, key1 = seed & _LOW_32, (seed >> 32) & _LOW_32
     for _ in range(PHILOX_ROUNDS):
-        high0, low0 = _multiply_32(_MULTIPLIERS[0], c0)
-        high1, low1 = _multiply_32(_MULTIPLIERS[1], c2)
+        high0, low0 = _multiply_32(MULTIPLIERS[0], c0)
+        high1, low1 = _multiply_32(MULTIPLIERS[1], c2)
         c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
-        key0 = (key0 + _KEY_INCREMENTS[0]) & _LOW_32
-        key1 = (key1 + _KEY_INCREMENTS[1]) & _LOW_32
+        key0 = (key0 + KEY_INCREMENTS[0]) & _LOW_32
+        key1 = (key1 + KEY_INCREMENTS[1]) & _LOW_32
     return c0, c1, c2, c3
 
 
@@ -181,7 +181,7 @@ def hidden_random_bits(seed: Tensor, rows: int, hidden_size: int) -> Tensor:
     row = torch.arange(rows, device=seed.device)[:, None]
     blocks = -(-hidden_size // HIDDEN_BLOCK)
     call = torch.arange(blocks * _CALLS_PER_HIDDEN_BLOCK, device=seed.device)
-    words = philox((call, row & _LOW_32, row >> 32, torch.full_like(row, _HIDDEN_MARK)), seed)
+    words = philox((call, row & _LOW_32, row >> 32, torch.full_like(row, HIDDEN_MARK)), seed)
     by_word = torch.stack([torch.stack((w & 0xFFFF, w >> 16), dim=-1) for w in words])
     # (word, row, block, c, parity) -> (row, block, word, c, parity)
     bits = by_word.view(4, rows, blocks, _CALLS_PER_HIDDEN_BLOCK, 2).permute(1, 2, 0, 3, 4)

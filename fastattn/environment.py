@@ -18,6 +18,7 @@ from typing import Any
 # Distributions whose versions decide on results, beside fastattn and Python.
 _DISTRIBUTIONS = (
     "torch",
+    "triton",
     "transformers",
     "accelerate",
     "tokenizers",

@@ -14,6 +14,7 @@ import torch
 
 import fastattn
 from fastattn import backends, testing
+from fastattn.backends import triton
 
 
 class Result(NamedTuple):
@@ -44,6 +45,8 @@ def run() -> Iterator[Result]:
     for name in backends.NAMES:
         device = "cuda" if name in ("cuda", "triton") else "cpu"
         reason = None if name == backends.REFERENCE else backends.get(name).unavailable_reason()
+        if name == triton.NAME and triton.INTERPRETED:
+            reason = "TRITON_INTERPRET is set, which is for tests"
         if reason is not None:
             yield Result(f"{name} backend", None, reason)
             continue

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
 import torch
 
-from fastattn.backends import cpu
+# Without a GPU, Triton's kernels run in its interpreter, which must be asked for before anything
+# imports triton.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+if HAS_TRITON and not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from fastattn.backends import cpu, triton  # noqa: E402
 
 # Repeatable: no example depends on the day, and a slow machine is not a failure.
 hypothesis.settings.register_profile(
@@ -18,12 +26,57 @@ hypothesis.settings.load_profile("fastattn")
 
 INSTRUCTION_SETS = cpu.instruction_sets()
 BACKENDS = ["reference", *(f"cpu-{name}" for name in INSTRUCTION_SETS)]
+if triton.INTERPRETED:
+    BACKENDS.append(triton.NAME)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # Small tensors on shared cores: threads would mostly wait for each other. Tests of threading
     # ask for more.
     torch.set_num_threads(1)
+
+
+# Triton's interpreter takes about a second for a call with its gradients, so by default it gets a
+# sample of the cases of each test.
+ALL_TRITON_CASES = os.environ.get("FASTATTN_TEST_ALL_TRITON", "0") not in ("", "0")
+TRITON_SAMPLE = 10
+# Tests of float64 that do not say so in a parameter.
+FLOAT64_TESTS = (
+    "test_gradcheck",
+    "test_autocast_leaves_float64_alone",
+    "test_mean_over_seeds_is_attention_without_dropout",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    by_test: dict[object, list[pytest.Item]] = {}
+    for item in items:
+        if _parameters(item).get("backend") == triton.NAME:
+            by_test.setdefault(getattr(item, "function", None), []).append(item)
+    kept = {id(item) for cases in by_test.values() for item in _triton_cases(cases)}
+    dropped = {id(item) for cases in by_test.values() for item in cases} - kept
+    items[:] = [item for item in items if id(item) not in dropped]
+
+
+def _parameters(item: pytest.Item) -> dict[str, object]:
+    return getattr(getattr(item, "callspec", None), "params", {})
+
+
+def _triton_cases(cases: list[pytest.Item]) -> list[pytest.Item]:
+    """The cases of one test that run in the interpreter; refusals have their own tests."""
+    served = [
+        case
+        for case in cases
+        if _parameters(case).get("dtype") != torch.float64
+        and not case.name.startswith(FLOAT64_TESTS)
+    ]
+    if ALL_TRITON_CASES:
+        return served
+    if any(hasattr(getattr(case, "function", None), "hypothesis") for case in served):
+        return []  # dozens of calls in one test; tests/backends/test_triton.py has fewer
+    # A step that has no divisor in common with the number of dtypes meets all of them.
+    step = next(step for step in (1, 5, 7, 11, 13, 17) if len(served) <= step * TRITON_SAMPLE)
+    return served[::step]
 
 
 @pytest.fixture(autouse=True)

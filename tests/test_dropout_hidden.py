@@ -235,7 +235,7 @@ def test_wrong_backends(monkeypatch):
     with pytest.raises(ValueError) as raised:
         hidden_dropout(x, 0.1, backend="cuda")
     assert str(raised.value) == (
-        'dropout: backend must be None, "cpu" or "reference"; got \'cuda\'.'
+        'dropout: backend must be None, "cpu", "triton" or "reference"; got \'cuda\'.'
     )
     with pytest.raises(BackendError) as refused:
         hidden_dropout(x.to("meta"), 0.1, backend="cpu")

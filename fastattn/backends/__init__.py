@@ -2,7 +2,8 @@
 
 A backend module has ``NAME``, ``unavailable_reason()``, ``unsupported_reasons(call)``,
 ``attention_fwd`` and ``attention_bwd``. The first one that can serve a call is chosen; the
-reference, plain torch, can serve every call and is last.
+reference, plain torch, can serve every call and is last. Triton's interpreter, which serves tests,
+is never chosen unasked.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastattn.backends import cpu
+from fastattn.backends import cpu, triton
 from fastattn.errors import BackendError
 
 if TYPE_CHECKING:
     from fastattn.ops.attention import Options
 
 # Fused backends in the order in which they are tried.
-_FUSED: dict[str, ModuleType] = {cpu.NAME: cpu}
+_FUSED: dict[str, ModuleType] = {cpu.NAME: cpu, triton.NAME: triton}
 REFERENCE = "reference"
 NAMES = (*_FUSED, REFERENCE)
 
@@ -89,6 +90,14 @@ def unsupported_reasons(name: str, call: Call) -> list[str]:
     return [unavailable] if unavailable else backend.unsupported_reasons(call)
 
 
+def reasons_not_to_choose(name: str, call: Call) -> list[str]:
+    """Returns why a backend does not serve the call unless it is asked for."""
+    reasons = unsupported_reasons(name, call)
+    if name == triton.NAME and triton.INTERPRETED and not reasons:
+        reasons.append(f'triton\'s interpreter is slow; ask for it with backend="{name}"')
+    return reasons
+
+
 def select(call: Call, backend: str | None = None) -> str:
     """Returns the name of the backend that serves the call.
 
@@ -101,7 +110,7 @@ def select(call: Call, backend: str | None = None) -> str:
     """
     if backend is None:
         for name in _FUSED:
-            if not unsupported_reasons(name, call):
+            if not reasons_not_to_choose(name, call):
                 return name
         return REFERENCE
     if backend not in NAMES:
@@ -131,5 +140,5 @@ def explain(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Explanation:
 
     call, backend = describe_call(q, k, v, **options)
     chosen = select(call, backend)
-    reasons = {name: unsupported_reasons(name, call) for name in NAMES[: NAMES.index(chosen)]}
+    reasons = {name: reasons_not_to_choose(name, call) for name in NAMES[: NAMES.index(chosen)]}
     return Explanation(chosen, call, reasons)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fastattn import dropout as rule
-from fastattn.backends import cpu
 from fastattn.ops import hidden_checks as checks
 
 _OP = "dropout"
@@ -30,7 +29,7 @@ def dropout(
             1/65536. It is applied whenever it is positive: pass 0 in evaluation.
         generator: source of the seed. Default: torch's generator of the device, so
             ``torch.manual_seed`` governs it.
-        backend: "cpu" or "reference"; None chooses the kernel wherever it runs.
+        backend: "cpu", "triton" or "reference"; None chooses the kernel wherever it runs.
 
     Returns:
         out, of the shape and dtype of x; x itself if dropout_p is 0.
@@ -41,13 +40,13 @@ def dropout(
     """
     checks.check_x(_OP, x)
     checks.check_dropout_p(_OP, dropout_p)
-    kernel = checks.use_kernels(_OP, x, backend)
+    chosen = checks.choose_backend(_OP, x, backend)
     if dropout_p == 0.0:
         return x
     seed = rule.draw_seed(x.device, generator)
-    if kernel:
-        return torch.ops.fastattn.hidden_dropout(x, seed, float(dropout_p))
-    return reference(x, seed, dropout_p)
+    if chosen == checks.REFERENCE:
+        return reference(x, seed, dropout_p)
+    return torch.ops.fastattn.hidden_dropout(x, seed, float(dropout_p), chosen)
 
 
 def reference(x: Tensor, seed: Tensor, dropout_p: float) -> Tensor:
@@ -57,31 +56,33 @@ def reference(x: Tensor, seed: Tensor, dropout_p: float) -> Tensor:
 
 
 torch.library.define(
-    "fastattn::hidden_dropout", "(Tensor x, Tensor seed, float dropout_p) -> Tensor"
+    "fastattn::hidden_dropout",
+    '(Tensor x, Tensor seed, float dropout_p, str backend="cpu") -> Tensor',
 )
 
 
-@torch.library.impl("fastattn::hidden_dropout", "CPU")
-def _hidden_dropout(x: Tensor, seed: Tensor, dropout_p: float) -> Tensor:
+@torch.library.impl("fastattn::hidden_dropout", "default")
+def _hidden_dropout(x: Tensor, seed: Tensor, dropout_p: float, backend: str = "cpu") -> Tensor:
     out = x.new_empty(x.shape)
-    cpu.hidden_dropout(out, x, seed, dropout_p)
+    checks.kernels(backend).hidden_dropout(out, x, seed, dropout_p)
     return out
 
 
 @torch.library.register_fake("fastattn::hidden_dropout")
-def _hidden_dropout_fake(x: Tensor, seed: Tensor, dropout_p: float) -> Tensor:
+def _hidden_dropout_fake(x: Tensor, seed: Tensor, dropout_p: float, backend: str = "cpu") -> Tensor:
     return x.new_empty(x.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, seed, ctx.dropout_p = inputs
+    _, seed, ctx.dropout_p, ctx.backend = inputs
     ctx.save_for_backward(seed)
 
 
-def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None]:
+def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None, None]:
     (seed,) = ctx.saved_tensors
     # Linear in x, and its own transpose; it can be differentiated any number of times.
-    return torch.ops.fastattn.hidden_dropout(dout, seed, ctx.dropout_p), None, None
+    dx = torch.ops.fastattn.hidden_dropout(dout, seed, ctx.dropout_p, ctx.backend)
+    return dx, None, None, None
 
 
 torch.library.register_autograd("fastattn::hidden_dropout", _backward, setup_context=_setup_context)

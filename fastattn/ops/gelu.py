@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastattn.backends import cpu
 from fastattn.ops import hidden_checks as checks
 from fastattn.reference import statistics_dtype
 
@@ -24,7 +23,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, backend: str | None = No
         x: (..., hidden_size), float32, float64, float16 or bfloat16; any strides, fastest with
             contiguous rows.
         bias: (hidden_size,), any of these dtypes; that of the linear layer whose product x is.
-        backend: "cpu" or "reference"; None chooses the kernels wherever they run.
+        backend: "cpu", "triton" or "reference"; None chooses the kernels wherever they run.
 
     Returns:
         out, of the shape and dtype of x.
@@ -40,9 +39,10 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, backend: str | None = No
     if bias is not None:
         checks.check_vector(_OP, "bias", bias, x)
         bias = bias.to(statistics_dtype(x.dtype))
-    if checks.use_kernels(_OP, x, backend):
-        return torch.ops.fastattn.gelu_fwd(x, bias)
-    return reference(x, bias)
+    chosen = checks.choose_backend(_OP, x, backend)
+    if chosen == checks.REFERENCE:
+        return reference(x, bias)
+    return torch.ops.fastattn.gelu_fwd(x, bias, chosen)
 
 
 def reference(x: Tensor, bias: Tensor | None) -> Tensor:
@@ -52,9 +52,10 @@ def reference(x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 # The operators take bias in float32, or float64 for float64 inputs.
-torch.library.define("fastattn::gelu_fwd", "(Tensor x, Tensor? bias) -> Tensor")
+torch.library.define("fastattn::gelu_fwd", '(Tensor x, Tensor? bias, str backend="cpu") -> Tensor')
 torch.library.define(
-    "fastattn::gelu_bwd", "(Tensor dout, Tensor x, Tensor? bias) -> (Tensor, Tensor)"
+    "fastattn::gelu_bwd",
+    '(Tensor dout, Tensor x, Tensor? bias, str backend="cpu") -> (Tensor, Tensor)',
 )
 
 
@@ -63,38 +64,43 @@ def _empty_grads(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(0) if bias is None else bias.new_empty(bias.shape)
 
 
-@torch.library.impl("fastattn::gelu_fwd", "CPU")
-def _gelu_fwd(x: Tensor, bias: Tensor | None) -> Tensor:
+@torch.library.impl("fastattn::gelu_fwd", "default")
+def _gelu_fwd(x: Tensor, bias: Tensor | None, backend: str = "cpu") -> Tensor:
     out = x.new_empty(x.shape)
-    cpu.gelu_fwd(out, x, bias)
+    checks.kernels(backend).gelu_fwd(out, x, bias)
     return out
 
 
 @torch.library.register_fake("fastattn::gelu_fwd")
-def _gelu_fwd_fake(x: Tensor, bias: Tensor | None) -> Tensor:
+def _gelu_fwd_fake(x: Tensor, bias: Tensor | None, backend: str = "cpu") -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.impl("fastattn::gelu_bwd", "CPU")
-def _gelu_bwd(dout: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+@torch.library.impl("fastattn::gelu_bwd", "default")
+def _gelu_bwd(
+    dout: Tensor, x: Tensor, bias: Tensor | None, backend: str = "cpu"
+) -> tuple[Tensor, Tensor]:
     dx, dbias = _empty_grads(x, bias)
-    cpu.gelu_bwd(dx, None if bias is None else dbias, dout, x, bias)
+    checks.kernels(backend).gelu_bwd(dx, None if bias is None else dbias, dout, x, bias)
     return dx, dbias
 
 
 @torch.library.register_fake("fastattn::gelu_bwd")
-def _gelu_bwd_fake(dout: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _gelu_bwd_fake(
+    dout: Tensor, x: Tensor, bias: Tensor | None, backend: str = "cpu"
+) -> tuple[Tensor, Tensor]:
     return _empty_grads(x, bias)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    x, bias, ctx.backend = inputs
+    ctx.save_for_backward(x, bias)
 
 
-def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor | None]:
+def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor | None, None]:
     x, bias = ctx.saved_tensors
-    dx, dbias = torch.ops.fastattn.gelu_bwd(dout, x, bias)
-    return dx, None if bias is None else dbias
+    dx, dbias = torch.ops.fastattn.gelu_bwd(dout, x, bias, ctx.backend)
+    return dx, None if bias is None else dbias, None
 
 
 torch.library.register_autograd("fastattn::gelu_fwd", _backward, setup_context=_setup_context)

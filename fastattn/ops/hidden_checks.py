@@ -6,15 +6,18 @@ Each message has one form: operation, argument, rule, the value got, what to do.
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from fastattn.backends import cpu
+from fastattn.backends import cpu, triton
 from fastattn.errors import BackendError
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 REFERENCE = "reference"
+# In the order in which they are tried.
+_FUSED: dict[str, ModuleType] = {cpu.NAME: cpu, triton.NAME: triton}
 
 
 def check_floating(op: str, name: str, value: object) -> None:
@@ -75,25 +78,47 @@ def check_eps(op: str, eps: float) -> None:
         raise ValueError(f"{op}: eps must be at least 0 and finite; got {eps}.")
 
 
-def use_kernels(op: str, x: Tensor, backend: str | None) -> bool:
-    """Says whether the CPU kernels serve the call, rather than the reference in plain torch.
+def choose_backend(op: str, x: Tensor, backend: str | None) -> str:
+    """Returns the name of the backend that serves the call.
+
+    Args:
+        backend: the one to use, or None for the first that can.
 
     Raises:
         ValueError: there is no backend of that name.
-        BackendError: the CPU kernels are asked for and cannot serve the call.
+        BackendError: it cannot serve the call; the message says why.
     """
+    if backend is None:
+        for name in _FUSED:
+            # Triton's interpreter serves tests, which ask for it.
+            slow = name == triton.NAME and triton.INTERPRETED
+            if not slow and not _unsupported_reasons(name, x):
+                return name
+        return REFERENCE
     if backend == REFERENCE:
-        return False
-    if backend not in (None, cpu.NAME):
-        raise ValueError(
-            f'{op}: backend must be None, "{cpu.NAME}" or "{REFERENCE}"; got {backend!r}.'
-        )
-    reason = cpu.unavailable_reason()
-    if reason is None and x.device.type != "cpu":
-        reason = f"tensors must be on the CPU, got {x.device.type}"
-    if backend is not None and reason is not None:
+        return REFERENCE
+    if backend not in _FUSED:
+        known = ", ".join(f'"{name}"' for name in _FUSED)
+        raise ValueError(f'{op}: backend must be None, {known} or "{REFERENCE}"; got {backend!r}.')
+    reasons = _unsupported_reasons(backend, x)
+    if reasons:
         raise BackendError(
-            f'{op}: backend "{cpu.NAME}" cannot serve this call: {reason}. '
+            f'{op}: backend "{backend}" cannot serve this call: {"; ".join(reasons)}. '
             "Leave backend=None to let fastattn choose one that can."
         )
-    return reason is None
+    return backend
+
+
+def _unsupported_reasons(name: str, x: Tensor) -> list[str]:
+    """Returns why a fused backend cannot serve the call; nothing if it can."""
+    unavailable = _FUSED[name].unavailable_reason()
+    if unavailable is not None:
+        return [unavailable]
+    if name == triton.NAME:
+        return triton.hidden_reasons(x)
+    return [] if x.device.type == "cpu" else [f"tensors must be on the CPU, got {x.device.type}"]
+
+
+def kernels(name: str) -> ModuleType:
+    """Returns the module of a fused backend."""
+    return _FUSED[name]

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastattn import dropout
-from fastattn.backends import cpu
 from fastattn.ops import hidden_checks as checks
 from fastattn.reference import statistics_dtype
 
@@ -46,7 +45,7 @@ def dropout_add_layer_norm(
         generator: source of the dropout seed. Default: torch's generator of the device, so
             ``torch.manual_seed`` governs it.
         x_bias: (hidden_size,); that of the linear layer whose product x is.
-        backend: "cpu" or "reference"; None chooses the kernels wherever they run.
+        backend: "cpu", "triton" or "reference"; None chooses the kernels wherever they run.
 
     Returns:
         out, of the shape of x and of the dtype that ``residual + x`` has.
@@ -67,10 +66,12 @@ def dropout_add_layer_norm(
     weight, bias = weight.to(stats_dtype), bias.to(stats_dtype)
     if x_bias is not None:
         x_bias = x_bias.to(stats_dtype)
-    kernels = checks.use_kernels(_OP, x, backend)
+    chosen = checks.choose_backend(_OP, x, backend)
     seed = dropout.draw_seed(x.device, generator) if dropout_p > 0.0 else None
     options = (x, residual, weight, bias, x_bias, seed, float(eps), float(dropout_p))
-    return torch.ops.fastattn.layer_norm_fwd(*options)[0] if kernels else reference(*options)
+    if chosen == checks.REFERENCE:
+        return reference(*options)
+    return torch.ops.fastattn.layer_norm_fwd(*options, chosen)[0]
 
 
 def reference(
@@ -130,12 +131,13 @@ def _check(
 torch.library.define(
     "fastattn::layer_norm_fwd",
     "(Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor? x_bias, Tensor? seed, "
-    "float eps, float dropout_p) -> (Tensor, Tensor, Tensor)",
+    'float eps, float dropout_p, str backend="cpu") -> (Tensor, Tensor, Tensor)',
 )
 torch.library.define(
     "fastattn::layer_norm_bwd",
     "(Tensor dout, Tensor x, Tensor residual, Tensor weight, Tensor? x_bias, Tensor mean, "
-    "Tensor rstd, Tensor? seed, float dropout_p) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    'Tensor rstd, Tensor? seed, float dropout_p, str backend="cpu") '
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
@@ -163,12 +165,22 @@ def _empty_grads(
     )
 
 
-@torch.library.impl("fastattn::layer_norm_fwd", "CPU")
+@torch.library.impl("fastattn::layer_norm_fwd", "default")
 def _layer_norm_fwd(
-    x: Tensor, residual: Tensor, weight: Tensor, *rest: Any
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    x_bias: Tensor | None,
+    seed: Tensor | None,
+    eps: float,
+    dropout_p: float,
+    backend: str = "cpu",
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, mean, rstd = _empty_outputs(residual, weight)
-    cpu.layer_norm_fwd(out, mean, rstd, x, residual, weight, *rest)
+    checks.kernels(backend).layer_norm_fwd(
+        out, mean, rstd, x, residual, weight, bias, x_bias, seed, eps, dropout_p
+    )
     return out, mean, rstd
 
 
@@ -179,7 +191,7 @@ def _layer_norm_fwd_fake(
     return _empty_outputs(residual, weight)
 
 
-@torch.library.impl("fastattn::layer_norm_bwd", "CPU")
+@torch.library.impl("fastattn::layer_norm_bwd", "default")
 def _layer_norm_bwd(
     dout: Tensor,
     x: Tensor,
@@ -190,10 +202,11 @@ def _layer_norm_bwd(
     rstd: Tensor,
     seed: Tensor | None,
     dropout_p: float,
+    backend: str = "cpu",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grads = _empty_grads(x, residual, weight, x_bias, seed)
     dx, dresidual, dweight, dbias, dx_bias = grads
-    cpu.layer_norm_bwd(
+    checks.kernels(backend).layer_norm_bwd(
         None if _one_gradient(x, residual, seed) else dx,
         dresidual,
         dweight,
@@ -223,27 +236,28 @@ def _layer_norm_bwd_fake(
     rstd: Tensor,
     seed: Tensor | None,
     dropout_p: float,
+    backend: str = "cpu",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _empty_grads(x, residual, weight, x_bias, seed)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, residual, weight, _, x_bias, seed, _, dropout_p = inputs
+    x, residual, weight, _, x_bias, seed, _, ctx.dropout_p, ctx.backend = inputs
     _, mean, rstd = output
     # Not the sum: x and residual give it again, and the residual is kept by other layers anyway.
     ctx.save_for_backward(x, residual, weight, x_bias, mean, rstd, seed)
-    ctx.dropout_p = dropout_p
     ctx.mark_non_differentiable(mean, rstd)
 
 
 def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
     x, residual, weight, x_bias, mean, rstd, seed = ctx.saved_tensors
     dx, dresidual, dweight, dbias, dx_bias = torch.ops.fastattn.layer_norm_bwd(
-        dout, x, residual, weight, x_bias, mean, rstd, seed, ctx.dropout_p
+        dout, x, residual, weight, x_bias, mean, rstd, seed, ctx.dropout_p, ctx.backend
     )
     if _one_gradient(x, residual, seed):
         dx = dresidual
-    return dx, dresidual, dweight, dbias, None if x_bias is None else dx_bias, None, None, None
+    dx_bias = None if x_bias is None else dx_bias
+    return dx, dresidual, dweight, dbias, dx_bias, None, None, None, None
 
 
 torch.library.register_autograd("fastattn::layer_norm_fwd", _backward, setup_context=_setup_context)

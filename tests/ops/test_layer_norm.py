@@ -483,7 +483,7 @@ WRONG_ARGUMENTS = [
     (
         {"backend": "cuda"},
         ValueError,
-        'backend must be None, "cpu" or "reference"; got \'cuda\'.',
+        'backend must be None, "cpu", "triton" or "reference"; got \'cuda\'.',
     ),
 ]
 

@@ -1,0 +1,122 @@
+"""Sizes of tiles for each architecture, kernel, kind of product and head_dim: one table.
+
+Nothing is tuned at run time, so no step of a training waits for it, and what a compiled kernel is
+does not depend on when it was compiled. Triton keeps compiled kernels in its cache on disk, which
+outlives the process and which processes share.
+
+No entry has been measured on a GPU yet. They are chosen so that every one compiles for its
+architecture without spilling registers and within its shared memory, which
+``tests/backends/test_triton_compile.py`` checks. Sizes change speed and rounding, never meaning.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fastattn.backends.triton.target import Target
+
+
+class Config(NamedTuple):
+    """Queries and keys of a tile, warps of a program, and loads in flight."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+# Kinds of products: of 16-bit elements, of float32 by tensor cores, of float32 without.
+HALF, TF32, IEEE = "half", "tf32", "ieee"
+KERNELS = ("fwd", "dkdv", "dq", "dbias")
+
+_Table = dict[str, dict[str, dict[int, Config]]]  # kind, kernel, largest padded head_dim
+
+_SM_80: _Table = {
+    HALF: {
+        "fwd": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)},
+        "dkdv": {64: Config(32, 64, 4, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dq": {64: Config(64, 64, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dbias": {64: Config(64, 32, 8, 1), 128: Config(32, 32, 8, 1), 256: Config(16, 32, 8, 1)},
+    },
+    TF32: {
+        "fwd": {64: Config(64, 32, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dkdv": {64: Config(32, 32, 8, 2), 128: Config(32, 32, 8, 1), 256: Config(16, 32, 8, 1)},
+        "dq": {64: Config(32, 32, 8, 2), 128: Config(32, 32, 8, 1), 256: Config(32, 16, 8, 1)},
+        "dbias": {64: Config(32, 32, 8, 1), 128: Config(32, 16, 8, 1), 256: Config(16, 16, 8, 1)},
+    },
+    IEEE: {
+        "fwd": {64: Config(32, 32, 8, 1), 128: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
+        "dkdv": {64: Config(32, 32, 8, 1), 128: Config(16, 32, 8, 1), 256: Config(16, 16, 8, 1)},
+        "dq": {64: Config(32, 32, 8, 1), 128: Config(32, 16, 8, 1), 256: Config(16, 16, 8, 1)},
+        "dbias": {64: Config(32, 16, 8, 1), 128: Config(16, 16, 8, 1), 256: Config(16, 16, 8, 1)},
+    },
+}
+
+# wgmma takes 64 rows: of queries in fwd and dq, of keys in dkdv.
+_SM_90: _Table = {
+    **_SM_80,
+    HALF: {
+        "fwd": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8, 2)},
+        "dkdv": {64: Config(64, 64, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dq": {64: Config(64, 64, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dbias": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 1), 256: Config(16, 32, 8, 1)},
+    },
+}
+
+_SM_100: _Table = {
+    **_SM_80,
+    HALF: {
+        "fwd": {64: Config(128, 32, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)},
+        "dkdv": {64: Config(64, 64, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 16, 8, 1)},
+        "dq": {64: Config(64, 64, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dbias": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 1), 256: Config(16, 32, 8, 1)},
+    },
+}
+
+# 64 KiB of shared memory, and wavefronts of 64.
+_GFX9: _Table = {
+    HALF: {
+        "fwd": {64: Config(128, 32, 8, 1), 128: Config(64, 32, 4, 1), 256: Config(64, 16, 8, 1)},
+        "dkdv": {64: Config(32, 64, 4, 1), 128: Config(16, 64, 8, 1), 256: Config(16, 32, 8, 1)},
+        "dq": {64: Config(64, 32, 4, 1), 128: Config(64, 16, 8, 1), 256: Config(32, 16, 8, 1)},
+        "dbias": {64: Config(64, 32, 4, 1), 128: Config(32, 16, 4, 1), 256: Config(32, 16, 8, 1)},
+    },
+    IEEE: {
+        "fwd": {64: Config(64, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(32, 16, 8, 1)},
+        "dkdv": {64: Config(32, 32, 4, 1), 128: Config(16, 32, 4, 1), 256: Config(16, 16, 8, 1)},
+        "dq": {64: Config(32, 32, 4, 1), 128: Config(32, 16, 4, 1), 256: Config(16, 16, 8, 1)},
+        "dbias": {64: Config(32, 32, 4, 1), 128: Config(32, 16, 4, 1), 256: Config(16, 16, 8, 1)},
+    },
+}
+
+# The interpreter's time goes by the number of operations, whatever their size.
+_INTERPRETER: _Table = {
+    kind: {
+        "fwd": {256: Config(64, 128, 4, 1)},
+        "dkdv": {256: Config(128, 64, 4, 1)},
+        "dq": {256: Config(64, 128, 4, 1)},
+        "dbias": {256: Config(64, 128, 4, 1)},
+    }
+    for kind in (HALF, IEEE)
+}
+
+TABLES = {
+    "sm_80": _SM_80,
+    "sm_90": _SM_90,
+    "sm_100": _SM_100,
+    "gfx942": _GFX9,
+    "interpreter": _INTERPRETER,
+}
+
+
+def table_of(target: Target) -> _Table:
+    """Returns the table of a target: its own, or the one that needs least."""
+    if target.name in TABLES:
+        return TABLES[target.name]
+    return _GFX9 if target.kind == "hip" else _SM_80
+
+
+def config_of(target: Target, kernel: str, kind: str, block_d: int) -> Config:
+    """Returns the sizes of a kernel for a padded head_dim."""
+    by_head_dim = table_of(target)[kind][kernel]
+    return next(config for largest, config in by_head_dim.items() if block_d <= largest)
