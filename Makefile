@@ -36,7 +36,7 @@ $(DEMO_READY): $(INSTALL_INPUTS) | $(BIN)/python
 	@touch $@
 
 $(DEV_READY): $(INSTALL_INPUTS) | $(BIN)/python
-	$(INSTALL) -e ".[finetune,dev]"
+	$(INSTALL) -e ".[finetune,bench,dev]"
 	@touch $(DEMO_READY) $@
 
 demo: $(DEMO_READY) ## Set up, then fine-tune BERT on IMDB reviews; options: ARGS="--epochs 2"

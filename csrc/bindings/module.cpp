@@ -5,6 +5,7 @@ namespace fastattn::bindings {
 void register_cpu(pybind11::module_& m);
 void register_hidden(pybind11::module_& m);
 void register_matmul(pybind11::module_& m);
+void register_peak(pybind11::module_& m);
 }  // namespace fastattn::bindings
 
 PYBIND11_MODULE(_C, m) {
@@ -13,4 +14,5 @@ PYBIND11_MODULE(_C, m) {
   fastattn::bindings::register_cpu(m);
   fastattn::bindings::register_hidden(m);
   fastattn::bindings::register_matmul(m);
+  fastattn::bindings::register_peak(m);
 }

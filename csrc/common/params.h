@@ -126,4 +126,10 @@ struct HiddenDropoutParams {
   int num_threads = 1;
 };
 
+struct PeakParams {
+  ElementType dtype = ElementType::kFloat32;
+  int64_t rounds = 0;  // multiply-adds of each chain
+  int num_threads = 1;
+};
+
 }  // namespace fastattn

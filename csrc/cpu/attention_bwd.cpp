@@ -122,6 +122,7 @@ class BackwardUnit {
   void store_rows(Element* dst, int64_t row_stride, const Stat* src, int64_t rows,
                   double scale) const {
     for (int64_t row = 0; row < rows; ++row) {
+      prefetch_row<true>(dst + (row + kRowsAhead) * row_stride, shape_.head_dim);
       store_row(dst + row * row_stride, src + row * shape_.d_cols, shape_.head_dim,
                 static_cast<Stat>(scale));
     }

@@ -191,6 +191,7 @@ class ForwardUnit {
     Stat* lse = sequence_.template row_stats<Stat>(params_.lse, head_);
     const Stat keep_scale = static_cast<Stat>(philox::keep_scale(params_.drop_threshold));
     for (int64_t row = row_begin_; row < row_end_; ++row) {
+      prefetch_row<true>(out + (row + kRowsAhead) * params_.out.row_stride, head_dim_);
       const int64_t i = row - row_begin_;
       const Stat sum = scratch_.row_sum[i];
       const bool empty = scratch_.row_max[i] == -kInfinity<Stat>;

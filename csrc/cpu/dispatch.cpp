@@ -19,6 +19,7 @@ namespace fastattn::cpu {
   void gelu_bwd(const GeluBwdParams& params);             \
   void hidden_dropout(const HiddenDropoutParams& params); \
   void matmul(const MatmulParams& params);                \
+  int64_t peak(const PeakParams& params);                 \
   }
 FASTATTN_DECLARE(baseline)
 FASTATTN_DECLARE(avx2)
@@ -39,10 +40,11 @@ struct Kernels {
   void (*gelu_bwd)(const GeluBwdParams&);
   void (*hidden_dropout)(const HiddenDropoutParams&);
   void (*matmul)(const MatmulParams&);
+  int64_t (*peak)(const PeakParams&);
 };
 #define FASTATTN_KERNELS(isa)                                                                      \
   isa::attention_fwd, isa::attention_bwd, isa::layer_norm_fwd, isa::layer_norm_bwd, isa::gelu_fwd, \
-      isa::gelu_bwd, isa::hidden_dropout, isa::matmul
+      isa::gelu_bwd, isa::hidden_dropout, isa::matmul, isa::peak
 
 // From slow to fast.
 const Kernels kCompiled[] = {
@@ -105,6 +107,7 @@ void gelu_fwd(const GeluParams& params) { current()->gelu_fwd(params); }
 void gelu_bwd(const GeluBwdParams& params) { current()->gelu_bwd(params); }
 void hidden_dropout(const HiddenDropoutParams& params) { current()->hidden_dropout(params); }
 void matmul(const MatmulParams& params) { current()->matmul(params); }
+int64_t peak(const PeakParams& params) { return current()->peak(params); }
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;

@@ -17,6 +17,8 @@ void gelu_fwd(const GeluParams& params);
 void gelu_bwd(const GeluBwdParams& params);
 void hidden_dropout(const HiddenDropoutParams& params);
 void matmul(const MatmulParams& params);
+// Returns the number of floating-point operations done.
+int64_t peak(const PeakParams& params);
 
 // Names of the instruction sets that are compiled in and that this CPU has, best last.
 std::vector<std::string> instruction_sets();

@@ -34,6 +34,19 @@ inline uint32_t kept_bits(Vec<uint32_t> words, uint32_t drop_threshold) {
 #if defined(__AVX512F__)
   return _mm512_cmpge_epu16_mask(reinterpret_cast<__m512i>(words),
                                  _mm512_set1_epi16(static_cast<int16_t>(drop_threshold)));
+#elif defined(__AVX2__)
+  // Kept where the threshold minus the draw saturates to zero.
+  const __m256i missing = _mm256_subs_epu16(_mm256_set1_epi16(static_cast<int16_t>(drop_threshold)),
+                                            reinterpret_cast<__m256i>(words));
+  const __m256i kept = _mm256_cmpeq_epi16(missing, _mm256_setzero_si256());
+  const __m128i bytes =
+      _mm_packs_epi16(_mm256_castsi256_si128(kept), _mm256_extracti128_si256(kept, 1));
+  return static_cast<uint32_t>(_mm_movemask_epi8(bytes));
+#elif defined(__SSE2__)
+  const __m128i missing = _mm_subs_epu16(_mm_set1_epi16(static_cast<int16_t>(drop_threshold)),
+                                         reinterpret_cast<__m128i>(words));
+  const __m128i kept = _mm_cmpeq_epi16(missing, _mm_setzero_si128());
+  return static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(kept, _mm_setzero_si128())));
 #else
   uint32_t kept = 0;
   for (int i = 0; i < kLanes<uint32_t>; ++i) {

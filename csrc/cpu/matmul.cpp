@@ -20,21 +20,31 @@ constexpr int64_t kMinChunk = 96;
 static_assert(kPanelM % kMicroRows == 0 && kPanelM % kLanes<float> == 0, "whole tiles");
 static_assert(kMinChunk % kPanelM == 0 && kMinChunk % kPanelN == 0, "whole panels");
 
-// Copies `count` columns and `depth` rows of op(x) to dst[p * width + i], zero up to `width`.
-// Without a transposition, element (p, i) of op(x) is at x[p * ld + i], else at x[i * ld + p].
-void pack_panel(float* dst, int width, const float* x, int64_t ld, bool transposed, int count,
-                int depth) {
-  if (transposed) {
-    pack_columns<Math>(dst, width, x, ld, count, depth, [](int) { return true; });
-    const int filled = static_cast<int>(round_up(count, kLanes<float>));
+// Packs `count` columns and `depth` rows of op(x) in panels of kWidth columns: element (p, i) goes
+// to dst[i / kWidth * kWidth * depth + p * kWidth + i % kWidth], and what is missing of the last
+// panel is zero. It lies at x[i * ld + p] if `by_column`, else at x[p * ld + i].
+template <int kWidth>
+void pack_panels(float* dst, const float* x, int64_t ld, bool by_column, int count, int depth) {
+  for (int i0 = 0; by_column && i0 < count; i0 += kWidth) {
+    const int width = min_of(kWidth, count - i0);
+    float* panel = dst + i0 * depth;
+    pack_columns<Math>(panel, kWidth, x + i0 * ld, ld, width, depth, [](int) { return true; });
+    const int filled = static_cast<int>(round_up(width, kLanes<float>));
     for (int p = 0; p < depth; ++p) {
-      for (int i = filled; i < width; ++i) dst[p * width + i] = 0;
+      for (int i = filled; i < kWidth; ++i) panel[p * kWidth + i] = 0;
     }
-    return;
   }
-  for (int p = 0; p < depth; ++p) {
-    std::memcpy(dst + p * width, x + p * ld, count * sizeof(float));
-    for (int i = count; i < width; ++i) dst[p * width + i] = 0;
+  // Whole rows one after the other, as they lie in memory.
+  const int whole = count / kWidth * kWidth;
+  for (int p = 0; !by_column && p < depth; ++p) {
+    const float* row = x + p * ld;
+    float* out = dst + p * kWidth;
+    for (int i = 0; i < whole; i += kWidth) {
+      std::memcpy(out + i * depth, row + i, kWidth * sizeof(float));
+    }
+    for (int i = whole; i < round_up(count, kWidth); ++i) {
+      out[whole * depth + i - whole] = i < count ? row[i] : 0;
+    }
   }
 }
 
@@ -66,8 +76,8 @@ class MatmulUnit {
     if (!params_.accumulate) set_bias();
     for (int64_t p0 = 0; p0 < params_.k; p0 += kDepth) {
       const int depth = static_cast<int>(min_of<int64_t>(kDepth, params_.k - p0));
-      pack(a_, kPanelM, params_.a, !params_.a_transposed, row_begin_, row_end_, p0, depth);
-      pack(b_, kPanelN, params_.b, params_.b_transposed, col_begin_, col_end_, p0, depth);
+      pack<kPanelM>(a_, params_.a, !params_.a_transposed, row_begin_, row_end_, p0, depth);
+      pack<kPanelN>(b_, params_.b, params_.b_transposed, col_begin_, col_end_, p0, depth);
       for (int64_t col = col_begin_; col < col_end_; col += kPanelN) {
         for (int64_t row = row_begin_; row < row_end_; row += kPanelM) {
           multiply(row, col, depth);
@@ -77,15 +87,13 @@ class MatmulUnit {
   }
 
  private:
-  // Packs [begin, end) of op(x) in panels of `width`; `transposed` as in pack_panel.
-  static void pack(float* dst, int width, const MatrixRef& x, bool transposed, int64_t begin,
-                   int64_t end, int64_t p0, int depth) {
-    const float* data = static_cast<const float*>(x.data);
-    for (int64_t i = begin; i < end; i += width) {
-      const float* first = data + (transposed ? i * x.row_stride + p0 : p0 * x.row_stride + i);
-      pack_panel(dst + (i - begin) * depth, width, first, x.row_stride, transposed,
-                 static_cast<int>(min_of<int64_t>(width, end - i)), depth);
-    }
+  // Packs rows or columns [begin, end) of a matrix, of which `by_column` ones lie along the depth.
+  template <int kWidth>
+  static void pack(float* dst, const MatrixRef& x, bool by_column, int64_t begin, int64_t end,
+                   int64_t p0, int depth) {
+    const int64_t offset = by_column ? begin * x.row_stride + p0 : p0 * x.row_stride + begin;
+    pack_panels<kWidth>(dst, static_cast<const float*>(x.data) + offset, x.row_stride, by_column,
+                        static_cast<int>(end - begin), depth);
   }
 
   // Products are added to what stands in c: the bias, or zero.

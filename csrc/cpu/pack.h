@@ -12,6 +12,17 @@
 
 namespace fastattn::cpu::FASTATTN_CPU_ISA {
 
+// A head's part of a row is a few cache lines, and the next row's is far away: too short a run for
+// the hardware to guess what follows. So rows are asked for this many ahead; past the end of a
+// tensor that does no harm.
+constexpr int kRowsAhead = 8;
+
+template <bool kToWrite, class Element>
+inline void prefetch_row(const Element* row, int head_dim) {
+  constexpr int kLine = 64 / sizeof(Element);
+  for (int j = 0; j < head_dim; j += kLine) __builtin_prefetch(row + j, kToWrite);
+}
+
 // One row as a column, without vectors.
 template <class Math, class Element>
 inline void pack_column(typename Math::Word* dst, ptrdiff_t ld, const Element* row, int begin,
@@ -34,6 +45,9 @@ inline void pack_columns(typename Math::Word* dst, ptrdiff_t ld, const Element* 
   const int whole_words = head_dim / (kSide * Math::kPair) * kSide;
   for (int i0 = 0; i0 < rows; i0 += kSide) {
     const Element* row = src + i0 * row_stride;
+    for (int i = 0; i < kSide; ++i) {
+      prefetch_row<false>(row + (kSide + i) * row_stride, head_dim);
+    }
     bool live[kSide];
     for (int i = 0; i < kSide; ++i) live[i] = i0 + i < rows && is_live(i0 + i);
     for (int p = 0; p < whole_words; p += kSide) {
@@ -63,6 +77,9 @@ inline void pack_rows(typename Math::Word* dst, ptrdiff_t ld, const Element* src
   for (int i = 0; i < rows; i += kPair) {
     Word* out = dst + i / kPair * ld;
     const Element* row = src + i * row_stride;
+    for (int ahead = 0; ahead < kPair; ++ahead) {
+      prefetch_row<false>(row + (kRowsAhead + ahead) * row_stride, head_dim);
+    }
     const bool first = is_live(i), second = kPair == 2 && i + 1 < rows && is_live(i + 1);
     if (first && (second || kPair == 1)) {
       for (int j = 0; j < head_dim; ++j) out[j] = Math::word(row + j, row_stride);

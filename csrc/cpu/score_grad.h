@@ -98,6 +98,10 @@ struct Queries {
     const Element* out =
         sequence.template q_rows<const Element>(params.out, head) + row * params.out.row_stride;
     constexpr int kStep = kLanes<Stat>;
+    prefetch_row<false>(dout + kRowsAhead * params.dout.row_stride,
+                        static_cast<int>(params.head_dim));
+    prefetch_row<false>(out + kRowsAhead * params.out.row_stride,
+                        static_cast<int>(params.head_dim));
     Vec<Stat> products = splat<Stat>(0), nonzero = splat<Stat>(0);
     int64_t j = 0;
     for (; j + kStep <= params.head_dim; j += kStep) {

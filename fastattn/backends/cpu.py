@@ -326,6 +326,19 @@ def hidden_dropout(out: Tensor, x: Tensor, seed: Tensor, dropout_p: float) -> No
     )
 
 
+def peak(dtype: str, rounds: int, num_threads: int) -> int:
+    """Runs multiply-adds in registers, for benchmarks to take the time of.
+
+    Args:
+        dtype: whose arithmetic: "float32", "float64", "float16" or "bfloat16".
+        rounds: multiply-adds one after the other; some chains of them run side by side.
+
+    Returns:
+        The number of floating-point operations of all threads.
+    """
+    return int(_C.cpu_peak(dtype, rounds, num_threads))
+
+
 def prefers_own_matmul() -> bool:
     """Whether our float32 matrix product is the faster one on this CPU."""
     return _C is not None and _C.cpu_prefers_own_matmul()

@@ -1,4 +1,4 @@
-"""The command ``fastattn``: info, check, finetune."""
+"""The command ``fastattn``: info, check, finetune, bench."""
 
 from fastattn.cli.app import main
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastattn.cli import finetune_command
+from fastattn.cli import bench_command, finetune_command
 from fastattn.cli.errors import clear_errors
 
 app = typer.Typer(
@@ -71,3 +71,4 @@ def check(debug: Debug = False) -> None:
 
 
 app.command("finetune")(finetune_command.finetune)
+app.add_typer(bench_command.app, name="bench")

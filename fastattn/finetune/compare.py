@@ -81,7 +81,10 @@ class _Stepper:
         self._device = next(model.parameters()).device.type
         self._autocast = config.bf16
         self._optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            model.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,  # as the Trainer's default optimizer is
         )
 
     def step(self, batch: Batch) -> float:

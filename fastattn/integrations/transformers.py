@@ -118,7 +118,7 @@ def attention_forward(
         max_length_q, max_length_k = _int(max_length_q), _int(max_length_k)
         longest = max_length_k or max_length_q or k.shape[1]
         options |= _window(sliding_window, is_causal, longest, longest)
-        out: Any = attention(
+        out = attention(
             q[0],
             k[0],
             v[0],

@@ -133,7 +133,7 @@ def attend_first_rows(
     layer: Any, query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout
 ) -> Tensor:
     """Attention of one query, (batch, hidden), per sequence; key, value (total, hidden)."""
-    out: Any = attention(
+    out = attention(
         *(split_heads(layer, x) for x in (query, key, value)),
         cu_seqlens_q=torch.arange(len(query) + 1, dtype=torch.int32, device=query.device),
         cu_seqlens_k=layout.cu_seqlens,

@@ -62,12 +62,11 @@ def patch_body(target: Target) -> list[LayerReport]:
         what,
         reason,
     )
-    return [
-        encoder,
-        *attention,
-        *fuse_layers(target, family),
-        *compute_first_rows(target, family, unpadded=what == REPLACED),
-    ]
+    layers = [encoder, *attention]
+    if any(layer.what == REPLACED for layer in attention):
+        layers += fuse_layers(target, family)
+        layers += compute_first_rows(target, family, unpadded=what == REPLACED)
+    return layers
 
 
 def _patch_attention(target: Target, family: Family) -> list[LayerReport]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import nn
@@ -41,11 +40,15 @@ def project_together(target: Target, family: Family) -> None:
 def compute_first_rows(target: Target, family: Family, unpadded: bool) -> list[LayerReport]:
     """Leaves out the rows of the last layer that no head reads; returns entries if there are any.
 
+    In Transformers 4.x a head has no way to tell the encoder so.
+
     Args:
         unpadded: whether padding is removed around the encoder; if not, all rows are needed.
     """
     heads = [head for head in target.heads if head.base_model is target.body]
     if not unpadded or not heads or not all(type(head) in family.first_row_heads for head in heads):
+        return []
+    if family.attention is None:
         return []
     last = family.last_layer(target.body)
     reason = _not_first_rows(target, family, heads)
@@ -66,8 +69,6 @@ def _not_first_rows(target: Target, family: Family, heads: list[Any]) -> str | N
     attention = layer.attention
     if FIRST_ROWS not in target.fuse:
         return f"all rows computed: {FIRST_ROWS} not chosen in fuse"
-    if family.attention is None or not all(_hands_down_keywords(head) for head in heads):
-        return "all rows computed: to leave some out needs Transformers 5"
     if not isinstance(getattr(attention, "self", attention), family.fused_attention):
         return f"all rows computed: that needs {QKV} in fuse"
     readers = [family.reader(head, target.body) for head in heads]
@@ -95,12 +96,6 @@ def _entry(
     full = ".".join(piece for piece in (target.name, path) if piece)
     what = REPLACED if reason is None else LEFT
     return LayerReport(full, stock_name(part), what, reason or FUSIONS[name])
-
-
-def _hands_down_keywords(head: Any) -> bool:
-    """Whether a head passes keywords it does not know to its body."""
-    kinds = [x.kind for x in inspect.signature(head.forward).parameters.values()]
-    return inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def _say_which_rows_are_read(

@@ -65,7 +65,18 @@ def change_class(module: nn.Module, patched_class: type[nn.Module]) -> None:
     if type(module) is not changes.patched_class:
         changes.stock_class = type(module)
     changes.patched_class = patched_class
+    _drop_bound_forward(module)
     module.__class__ = patched_class
+
+
+def _drop_bound_forward(module: nn.Module) -> None:
+    """Removes an instance's ``forward`` if it is its class's own, which another class hides.
+
+    Transformers 5.0 leaves such a one behind when it has recorded hidden states.
+    """
+    bound = module.__dict__.get("forward")
+    if getattr(bound, "__func__", None) is type(module).forward:
+        del module.forward
 
 
 def change_attribute(module: nn.Module, name: str, value: Any) -> None:
@@ -159,6 +170,7 @@ def restore(module: nn.Module) -> None:
     if changes.stock_config is not None:
         _restore_config(module, changes)
     if changes.stock_class is not None:
+        _drop_bound_forward(module)
         module.__class__ = changes.stock_class
 
 

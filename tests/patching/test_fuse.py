@@ -71,6 +71,7 @@ def test_the_report_says_what_was_not_chosen(make_bert, fuse):
         assert ("BertLayer" in kinds) == ({"qkv", "first_rows"} <= names)
     assert "BertSelfAttention" in kinds
     assert not report.ok
+    assert fastattn.patch(make_bert(HEAD)).ok
 
 
 @needs_interface

@@ -1,0 +1,185 @@
+"""Result files: what was measured, by which command, on which machine, at which commit.
+
+Schema version 1. Every file holds
+
+    schema, schema_version    "fastattn-bench", 1
+    kind                      "attention" or "bert"
+    command, date             as typed; UTC, ISO 8601
+    quick, partial            fewer rounds than usual; not all cases
+    machine                   model, slug, cores, threads, instruction_set
+    versions                  python, torch, transformers, fastattn
+    git                       commit and dirty (uncommitted changes), or null
+    seconds                   how long the run took
+    cases                     one dictionary a case; times in milliseconds
+
+and what :func:`fastattn.bench.attention.run` or :func:`fastattn.bench.bert.run` returns beside the
+cases. A ratio is the fastest peer's time divided by ours: less than 1 is slower.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import fastattn
+from fastattn import environment
+
+SCHEMA = "fastattn-bench"
+SCHEMA_VERSION = 1
+
+FILE_NAMES = {"attention": "cpu-attention.json", "bert": "cpu-bert.json"}
+
+_VERSIONS = ("python", "torch", "transformers", "fastattn")
+
+
+def machine() -> dict[str, Any]:
+    """Returns the CPU, and what of it torch and the kernels use."""
+    cpu = environment.cpu()
+    return {
+        "slug": slug(cpu["model"], cpu["threads"]),
+        "model": cpu["model"],
+        "cores": cpu["usable_cores"],
+        "threads": cpu["threads"],
+        "instruction_set": cpu["instruction_set"],
+    }
+
+
+def slug(model: str, threads: int) -> str:
+    """Returns the name of a machine's folder, such as "amd-epyc-9b45-2-threads"."""
+    model = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*|\d+-core", " ", model.lower())
+    words = re.sub(r"[^a-z0-9]+", "-", model).strip("-")
+    return f"{words or 'unknown'}-{threads}-thread{'s' if threads > 1 else ''}"
+
+
+def provenance(kind: str, command: str, *, quick: bool, partial: bool) -> dict[str, Any]:
+    """Returns the head of a result file. Called before a run: the sources may change during it.
+
+    Args:
+        partial: not all of the kind's cases are run.
+    """
+    versions = environment.versions()
+    return {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "kind": kind,
+        "command": command,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "quick": quick,
+        "partial": partial,
+        "machine": machine(),
+        "versions": {name: versions[name] for name in _VERSIONS},
+        "git": git_state(),
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Returns the commit of the source tree and whether it has changes; None outside of git.
+
+    Result files do not count as changes: a run of the second command would not be clean
+    because of the first.
+    """
+    root = source_tree()
+    if root is None:
+        return None
+    commit = _git(root, "rev-parse", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--", ".", ":!bench/results")
+    if commit is None or changes is None:
+        return None
+    return {"commit": commit, "dirty": bool(changes)}
+
+
+def source_tree() -> Path | None:
+    """Returns the folder of the sources that this package runs from, or None if installed."""
+    root = Path(fastattn.__file__).resolve().parents[1]
+    return root if (root / "pyproject.toml").is_file() and (root / "bench").is_dir() else None
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def choose_path(kind: str, output: str | None) -> Path:
+    """Returns where results go: ``output``, a file or folder, or the default.
+
+    The default is ``bench/results/<machine>/`` of the source tree for whoever is in it, else the
+    current folder.
+
+    Raises:
+        ValueError: there is something else in that place.
+    """
+    if output is not None:
+        path = Path(output).expanduser()
+        if path.suffix != ".json" or path.is_dir():
+            path = path / FILE_NAMES[kind]
+    else:
+        root, here = source_tree(), Path.cwd().resolve()
+        inside = root is not None and here.is_relative_to(root)
+        folder = root / "bench" / "results" / machine()["slug"] if root and inside else here
+        path = folder / FILE_NAMES[kind]
+    if path.exists():
+        _check_replaceable(path, kind)
+    return path
+
+
+def _check_replaceable(path: Path, kind: str) -> None:
+    try:
+        old = read(path)
+    except ValueError as error:
+        raise ValueError(
+            f"bench: output must be a new file or an older result of this command; got {path}, "
+            "which is something else. Give another place with --output."
+        ) from error
+    if old["kind"] != kind:
+        raise ValueError(
+            f"bench: output must be a new file or an older result of `bench {kind}`; got {path}, "
+            f"a result of `bench {old['kind']}`. Give another place with --output."
+        )
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Writes a result file, and the folder it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_rounded(result), indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads a result file.
+
+    Raises:
+        ValueError: it is not one, or of another schema version.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"bench: a result file must be JSON; got {path}: {error}. Remove it or measure again."
+        ) from error
+    version = result.get("schema_version") if isinstance(result, dict) else None
+    if version != SCHEMA_VERSION or result.get("schema") != SCHEMA:
+        raise ValueError(
+            f"bench: a result file must have schema {SCHEMA!r}, version {SCHEMA_VERSION}; got "
+            f"{path} without it. Measure again with this version of fastattn."
+        )
+    return result
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers with five digits: more are noise, and make differences hard to read."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return value

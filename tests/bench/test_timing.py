@@ -1,0 +1,57 @@
+"""Interleaved timing and its summaries, by a clock that the test winds."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastattn.bench import timing
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.log: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def takes(self, name: str, seconds: float) -> None:
+        self.now += seconds
+        self.log.append(name)
+
+
+def test_candidates_take_turns_and_the_first_one_changes() -> None:
+    clock = Clock()
+    candidates = {
+        "fastattn": lambda: clock.takes("fastattn", 0.25),
+        "sdpa": lambda: clock.takes("sdpa", 0.5),
+    }
+    times_ms = timing.interleave(candidates, rounds=3, warmup=1, clock=clock)
+    assert times_ms == {"fastattn": [250.0] * 3, "sdpa": [500.0] * 3}
+    # One untimed round, then three; the order alternates.
+    first = clock.log[::2]
+    assert len(clock.log) == 8
+    assert first == ["sdpa", "fastattn", "sdpa", "fastattn"]
+
+
+def test_a_ratio_is_the_best_peer_by_ours() -> None:
+    found = timing.compare(
+        {"fastattn": [2.0, 3.0, 100.0], "sdpa": [9.0, 9.0, 9.0], "eager": [5.0, 6.0, 7.0]}
+    )
+    assert found["best_peer"] == "eager"
+    assert found["ratio"] == 2.0
+    assert found["times"]["fastattn"]["median_ms"] == 3.0
+
+
+def test_what_is_slower_has_a_ratio_below_one() -> None:
+    assert timing.compare({"fastattn": [4.0], "sdpa": [1.0]})["ratio"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [([1.0, 2.0, 3.0, 4.0, 5.0], (2.0, 3.0, 4.0)), ([7.0], (7.0, 7.0, 7.0))],
+)
+def test_quartiles(times: list[float], expected: tuple[float, float, float]) -> None:
+    found = timing.summary(times)
+    assert (found["q1_ms"], found["median_ms"], found["q3_ms"]) == expected
+    assert found["rounds"] == len(times)
