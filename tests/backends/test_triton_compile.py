@@ -1,6 +1,8 @@
 """What the compilers make of the Triton kernels, for GPUs that are not there.
 
-No register is spilled, shared memory is enough, and products run on the matrix units. By default
+No register of a kernel of 16-bit elements is spilled, shared memory is enough, and products run on
+the matrix units. Float32 kernels of large head_dim may spill a little: products without tensor
+cores keep whole rows in registers, and smaller tiles than theirs there are not. By default
 for the configuration that BERT trains with; FASTATTN_TEST_ALL_TRITON=1 takes every one, which is
 some minutes for each target.
 """
@@ -17,14 +19,16 @@ from typing import Any
 import pytest
 import torch
 
+from fastattn.backends.triton import config
+
 # Its own compiler, for NVIDIA and AMD GPUs alike.
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 ALL = os.environ.get("FASTATTN_TEST_ALL_TRITON", "0") not in ("", "0")
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942", *(["sm_86"] if ALL else []))
 MAX_SECONDS = 20.0  # for one kernel; far above what a free core needs
-SHARED_MEMORY = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}  # KiB of one program
+MAX_SPILLED_FLOAT32 = 512  # bytes of a thread
 # What has no product, or whose products are float32 without tensor cores.
 NO_PRODUCTS = ("delta", "key_ends", "layer_norm", "gelu", "hidden")
 
@@ -59,9 +63,9 @@ def test_compiles_without_spills_and_with_matrix_instructions(target, compiler_c
     assert {"attention_fwd_kernel", "dkdv_kernel", "dq_kernel", "layer_norm_bwd_kernel"} <= names
     faults = []
     for kernel in kernels:
-        if kernel["spilled"]:
+        if kernel["spilled"] > (0 if kernel["case"].startswith("half") else MAX_SPILLED_FLOAT32):
             faults.append(("spills", kernel))
-        if kernel["shared_memory"] > SHARED_MEMORY[target] * 1024:
+        if kernel["shared_memory"] > config.SHARED_MEMORY_KIB[target] * 1024:
             faults.append(("shared memory", kernel))
         has_products = not kernel["kernel"].startswith(NO_PRODUCTS)
         by_tensor_cores = target == "gfx942" or not kernel["case"].startswith("ieee")

@@ -33,6 +33,7 @@ from fastattn.backends.triton.target import Target
 
 TARGETS = {
     "sm_80": Target("cuda", "sm_80"),
+    "sm_86": Target("cuda", "sm_86"),
     "sm_90": Target("cuda", "sm_90"),
     "sm_100": Target("cuda", "sm_100"),
     "gfx942": Target("hip", "gfx942"),
@@ -50,17 +51,6 @@ _KINDS = {config.HALF: torch.bfloat16, config.TF32: torch.float32, config.IEEE: 
 _PRECISIONS = {config.HALF: "highest", config.TF32: "high", config.IEEE: "highest"}
 _BATCH, _SEQLEN, _HEADS = 8, 512, 12
 
-# Bytes of shared memory that one program may use.
-SHARED_MEMORY = {
-    "sm_75": 64 * 1024,
-    "sm_80": 163 * 1024,
-    "sm_86": 99 * 1024,
-    "sm_89": 99 * 1024,
-    "sm_90": 227 * 1024,
-    "sm_100": 227 * 1024,
-    "sm_120": 99 * 1024,
-    "gfx942": 64 * 1024,
-}
 _TYPES = {
     torch.float32: "fp32",
     torch.float16: "fp16",

@@ -185,17 +185,12 @@ def dkdv_kernel(
     if col0 >= length_k:
         return
     start_q, length_q = locate_sequence(sequence, cu_seqlens_q, batch_size, rows_q, seqlen_q)
-    if PACKED:
-        # Rows behind the last sequence are seen by no query: their gradients are 0.
+    if PACKED:  # Rows behind the last sequence are seen by no query: their gradients are 0.
         length_q = tl.where(sequence < batch_size, length_q, 0)
-
     col = col0 + tl.arange(0, BLOCK_N)
     within = col < length_k
-    attended = within
-    if rule.key_mask is not None:
-        attended = keys_attended(
-            rule, place_of(rule, sequence, head_kv * heads_per_kv, length_q, length_k), col
-        )
+    any_head = place_of(rule, sequence, head_kv * heads_per_kv, length_q, length_k)
+    attended = keys_attended(rule, any_head, col)
     k_base = rows_of(k, sequence, start_k, head_kv, PACKED)
     v_base = rows_of(v, sequence, start_k, head_kv, PACKED)
     k_tile = load_rows(k_base, col, k.row_stride, attended, HEAD_DIM, BLOCK_D)

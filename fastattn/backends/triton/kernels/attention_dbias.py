@@ -115,13 +115,12 @@ def dbias_kernel(
     """Fills a tile of dbias, (bias_batch, bias_heads, bias_rows, bias_cols) float32, contiguous.
 
     A program serves ``num_sequences`` sequences and ``num_heads`` heads: all of them where the bias
-    is broadcast, else one. ONE_ROW, ONE_COL: it is broadcast along queries, along keys. Grid:
-    (tiles of rows times tiles of columns, bias_heads, bias_batch).
+    is broadcast, else one. ONE_ROW, ONE_COL: it is broadcast along queries, along keys.
+    Grid: (tiles of rows times tiles of columns, bias_heads, bias_batch).
     """
     PACKED: tl.constexpr = cu_seqlens_q is not None
-    col_tiles = tl.cdiv(bias_cols, BLOCK_N)
-    row0 = tl.program_id(0) // col_tiles * BLOCK_M
-    col0 = tl.program_id(0) % col_tiles * BLOCK_N
+    row0 = tl.program_id(0) // tl.cdiv(bias_cols, BLOCK_N) * BLOCK_M
+    col0 = tl.program_id(0) % tl.cdiv(bias_cols, BLOCK_N) * BLOCK_N
     bias_head = tl.program_id(1)
     bias_sequence = tl.program_id(2)
     tile = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -154,15 +153,12 @@ def dbias_kernel(
                 BLOCK_D,
                 PRECISION,
             )
-
     row = row0 + tl.arange(0, BLOCK_M)
     col = col0 + tl.arange(0, BLOCK_N)
     if ONE_ROW:
         tile = tl.broadcast_to(tl.sum(tile, 0)[None, :], (BLOCK_M, BLOCK_N))
     if ONE_COL:
         tile = tl.broadcast_to(tl.sum(tile, 1)[:, None], (BLOCK_M, BLOCK_N))
-    head_index = tl.cast(bias_sequence, tl.int64) * bias_heads + bias_head
-    row_index = head_index * bias_rows + row
+    row_index = (tl.cast(bias_sequence, tl.int64) * bias_heads + bias_head) * bias_rows + row
     offsets = row_index[:, None] * bias_cols + col[None, :]
-    mask = (row[:, None] < bias_rows) & (col[None, :] < bias_cols)
-    tl.store(dbias + offsets, tile, mask=mask)
+    tl.store(dbias + offsets, tile, mask=(row[:, None] < bias_rows) & (col[None, :] < bias_cols))
