@@ -36,6 +36,7 @@ _WARMUP = 2
 _BACKWARD_FLOPS = 2.5
 # Where a call has fewer operations in its forward pass, more rounds make its median as sharp.
 _LONG_CALL_FLOPS = 6e9
+_MOST_ROUNDS_MORE = 16
 
 Say = Callable[[str], None]
 
@@ -184,7 +185,7 @@ def run_case(case: AttentionCase, rounds: int, peak: float) -> dict[str, Any]:
     checked = verify(case.name, problem)
     calls = {"fastattn": problem.ours, **problem.peers}
     flops = forward_flops(case, problem.lengths)
-    rounds = round(rounds * max(1.0, _LONG_CALL_FLOPS / flops))
+    rounds = round(rounds * min(max(1.0, _LONG_CALL_FLOPS / flops), _MOST_ROUNDS_MORE))
     passes: dict[str, Any] = {}
     for name, work in (("forward", flops), ("forward_backward", flops * (1 + _BACKWARD_FLOPS))):
         candidates = {who: _timed(call, name, case) for who, call in calls.items()}
