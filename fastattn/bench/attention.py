@@ -34,9 +34,6 @@ _WARMUP = 2
 
 # The backward pass takes five products of seqlen x seqlen x head_dim, the forward pass two.
 _BACKWARD_FLOPS = 2.5
-# Where a call has fewer operations in its forward pass, more rounds make its median as sharp.
-_LONG_CALL_FLOPS = 6e9
-_MOST_ROUNDS_MORE = 16
 
 Say = Callable[[str], None]
 
@@ -178,14 +175,14 @@ def run_case(case: AttentionCase, rounds: int, peak: float) -> dict[str, Any]:
     """Verifies and times one case.
 
     Args:
-        rounds: how often each implementation is timed if a call takes long; short ones more often.
+        rounds: how often each implementation is timed, times what the case says.
         peak: GFLOP/s that the machine reaches in registers, in the dtype of the case.
     """
     problem = make_problem(case)
     checked = verify(case.name, problem)
     calls = {"fastattn": problem.ours, **problem.peers}
     flops = forward_flops(case, problem.lengths)
-    rounds = round(rounds * min(max(1.0, _LONG_CALL_FLOPS / flops), _MOST_ROUNDS_MORE))
+    rounds *= case.times_rounds
     passes: dict[str, Any] = {}
     for name, work in (("forward", flops), ("forward_backward", flops * (1 + _BACKWARD_FLOPS))):
         candidates = {who: _timed(call, name, case) for who, call in calls.items()}
