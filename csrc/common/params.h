@@ -38,6 +38,7 @@ struct AttentionParams {
   RowStatsRef lse;
   int64_t batch_size = 0;
   int64_t seqlen_q = 0, seqlen_k = 0;  // of every sequence; unused in the packed layout
+  int64_t total_q = 0, total_k = 0;    // rows of packed tensors; read on a GPU only
   int64_t num_heads = 0, num_heads_kv = 0, head_dim = 0;
 
   const int32_t* cu_seqlens_q = nullptr;  // (batch + 1,), packed layout only
@@ -52,14 +53,16 @@ struct AttentionParams {
   double softcap = 0.0;                         // 0 = off
   int64_t window_left = -1, window_right = -1;  // -1 = unbounded
   uint64_t seed = 0;
-  uint32_t drop_threshold = 0;  // of 65536; 0 = no dropout
+  const int64_t* seed_ptr = nullptr;  // the seed in the memory of a GPU, which alone reads it
+  uint32_t drop_threshold = 0;        // of 65536; 0 = no dropout
   int num_threads = 1;
 };
 
 struct AttentionBwdParams : AttentionParams {
   TensorRef dout, dq, dk, dv;
-  RowStatsRef dlse;  // may be null
-  BiasRef dbias;     // may be null; zeroed by the caller
+  RowStatsRef dlse;   // may be null
+  RowStatsRef delta;  // memory for rowsum(out * dout) - dlse, float32; used on a GPU only
+  BiasRef dbias;      // may be null; zeroed by the caller
 };
 
 // A matrix whose rows are contiguous.
