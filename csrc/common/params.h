@@ -71,6 +71,13 @@ struct MatrixRef {
   int64_t row_stride = 0;  // in elements
 };
 
+// Memory for partial sums over rows, (sums, parts, columns) of float32: each block of a GPU's
+// backward pass writes those of its rows, and a second kernel adds them up.
+struct ColumnSumsRef {
+  float* data = nullptr;
+  int64_t parts = 0;
+};
+
 // Matrices are (rows, hidden_size). Vectors are (hidden_size,) of float32, or float64 for float64
 // matrices, and contiguous, as are mean and rstd, (rows,).
 struct LayerNormParams {
@@ -85,7 +92,8 @@ struct LayerNormParams {
   int64_t rows = 0, hidden_size = 0;
   double eps = 0.0;
   uint64_t seed = 0;
-  uint32_t drop_threshold = 0;  // of 65536; 0 = no dropout
+  const int64_t* seed_ptr = nullptr;  // as above
+  uint32_t drop_threshold = 0;        // of 65536; 0 = no dropout
   int num_threads = 1;
 };
 
@@ -95,6 +103,7 @@ struct LayerNormBwdParams : LayerNormParams {
   void* dweight = nullptr;
   void* dbias = nullptr;
   void* dx_bias = nullptr;  // may be null
+  ColumnSumsRef partials;   // of dweight, dbias and, if it is there, dx_bias; used on a GPU only
 };
 
 struct GeluParams {
@@ -107,7 +116,8 @@ struct GeluParams {
 
 struct GeluBwdParams : GeluParams {
   MatrixRef dout, dx;
-  void* dbias = nullptr;  // may be null
+  void* dbias = nullptr;   // may be null
+  ColumnSumsRef partials;  // of dbias, if it is there; used on a GPU only
 };
 
 // c = op(a) @ op(b) + bias in float32, where op transposes or not.
@@ -125,6 +135,7 @@ struct HiddenDropoutParams {
   MatrixRef x, out;  // (rows, hidden_size)
   int64_t rows = 0, hidden_size = 0;
   uint64_t seed = 0;
+  const int64_t* seed_ptr = nullptr;  // as above
   uint32_t drop_threshold = 0;
   int num_threads = 1;
 };

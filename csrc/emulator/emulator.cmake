@@ -1,12 +1,10 @@
 # fastattn._emulated: the CUDA kernels, compiled by the C++ compiler against the emulator, and the
 # same bindings that _C has.
-list(TRANSFORM cuda_kernels PREPEND cuda/ OUTPUT_VARIABLE emulated_sources)
-list(TRANSFORM emulated_sources APPEND .cu)
 file(GLOB emulator_sources CONFIGURE_DEPENDS emulator/*.cpp emulator/*.S)
 enable_language(ASM)
 
-add_library(fastattn_emulator OBJECT ${emulated_sources} ${emulator_sources})
-set_source_files_properties(${emulated_sources} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
+add_library(fastattn_emulator OBJECT ${cuda_kernels} ${emulator_sources})
+set_source_files_properties(${cuda_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
 target_link_libraries(fastattn_emulator PRIVATE fastattn_options)
 target_compile_definitions(fastattn_emulator PRIVATE FASTATTN_EMULATE)
 # Every memory access is a call into the emulator: more optimisation costs more time to compile than
@@ -15,8 +13,7 @@ target_compile_options(fastattn_emulator PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-O2 -
 
 fastattn_add_module(_emulated
   bindings/emulated.cpp
-  bindings/cuda_attention.cpp
-  bindings/cuda_hidden.cpp
+  ${cuda_bindings}
 )
 target_compile_definitions(_emulated PRIVATE FASTATTN_EMULATE)
 target_link_libraries(_emulated PRIVATE fastattn_emulator)
