@@ -148,6 +148,7 @@ inline float erff(float x) { return ::erff(x); }
 inline uint32_t umulhi(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(uint64_t{a} * b >> 32);
 }
+inline int popcount(uint32_t bits) { return __builtin_popcount(bits); }
 
 // ---- threads of a block and of a warp ----
 

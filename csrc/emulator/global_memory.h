@@ -1,0 +1,63 @@
+// Global memory: which of it a kernel may touch, and which block wrote or read what.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "emulator/site.h"
+
+namespace fastattn::emulator {
+
+struct Buffer {
+  std::string name;
+  const char* begin;
+  const char* end;
+  bool writable;
+  bool contains(const char* first, const char* last) const { return begin <= first && last <= end; }
+};
+
+// The buffers of one launch.
+class GlobalMemory {
+ public:
+  explicit GlobalMemory(const std::vector<Buffer>& buffers);
+
+  // The buffers that the last accesses of a block were in.
+  struct Cache {
+    size_t read = 0, write = 0;
+  };
+
+  // Report what is wrong with an access by block number `block`, and remember it.
+  void read(const char* src, uint32_t bytes, uint64_t block, Cache&, const char* what, Site site);
+  void write(const char* dst, uint32_t bytes, uint64_t block, Cache&, Site site);
+
+ private:
+  // Per two bytes of memory that may be written: one plus the number of the block, 0 if none.
+  struct Touched {
+    std::atomic<uint32_t> writer{0}, reader{0};
+  };
+  static constexpr size_t kGranule = 2;
+  static constexpr uint32_t kSeveral = 0xffffffffu;
+
+  // Overlapping buffers, at least one of which is writable, merged.
+  struct Region {
+    const char* begin;
+    const char* end;
+    std::unique_ptr<Touched[]> touched;
+  };
+
+  const Buffer& find(const char* first, uint32_t bytes, bool writable, size_t& cached,
+                     const char* what, Site site) const;
+  Region* region_of(const char* first);
+
+  std::vector<Buffer> buffers_;
+  std::vector<Region> regions_;  // in the order of addresses
+};
+
+// What GlobalBuffers of this OS thread hold.
+std::vector<Buffer>& registered_buffers();
+
+}  // namespace fastattn::emulator
