@@ -212,6 +212,7 @@ __device__ __forceinline__ float log2_fast(float x) {
 __device__ __forceinline__ float tanh(float x) { return ::tanhf(x); }
 __device__ __forceinline__ float erff(float x) { return ::erff(x); }
 __device__ __forceinline__ uint32_t umulhi(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+__device__ __forceinline__ int popcount(uint32_t bits) { return __popc(bits); }
 
 // ---- threads of a block and of a warp; the warp's functions are called by all of its lanes ----
 
