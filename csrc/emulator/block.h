@@ -157,41 +157,44 @@ struct Block {
 // memory, as almost everything starts from it.
 extern __thread Block* current_block __attribute__((tls_model("initial-exec")));
 
-// The last lane of a warp that arrives at an instruction calls execute(exchange), which says
-// whether the warp goes on at once. Returns the exchange, with the results.
-template <class Deposit, class Execute>
-Exchange& in_whole_warp(Operation operation, int operand, Site site, Deposit deposit,
-                        Execute execute);
+// What a lane finds when it goes on.
+struct Results {
+  const Exchange& exchange;
+  const Exchange::Lane& own;
+};
 
 void arrive(Operation operation, int operand, Site site);
 
+// An instruction of the whole warp: a lane deposits its operands, and the last one to arrive calls
+// execute(exchange), which says whether the warp goes on at once. `operand` is what must be the
+// same in all lanes.
 template <class Deposit, class Execute>
-Exchange& in_whole_warp(Operation operation, int operand, Site site, Deposit deposit,
-                        Execute execute) {
+Results in_whole_warp(Operation operation, int operand, Site site, const Deposit& deposit,
+                      const Execute& execute) {
   Block& block = *current_block;
   Thread& thread = *block.current;
   Warp& warp = block.warp();
   Exchange& exchange = warp.exchanges[warp.turn];
+  Exchange::Lane& own = exchange.lanes[thread.lane];
   arrive(operation, operand, site);
-  deposit(exchange.lanes[thread.lane]);
-  if (warp.arrived != kAllLanesMask) {
-    block.suspend(thread);
-    block.wait();
-    return exchange;
+  deposit(own);
+  bool goes_on = false;
+  if (warp.arrived == kAllLanesMask) {
+    warp.arrived = 0;
+    warp.turn ^= 1;
+    if (block.launch->options.count_conflicts) {
+      warp.accesses.count(block.counters, block.conflict_sites);
+    }
+    goes_on = execute(exchange);
   }
-  warp.arrived = 0;
-  warp.turn ^= 1;
-  if (block.launch->options.count_conflicts) {
-    warp.accesses.count(block.counters, block.conflict_sites);
-  }
-  if (execute(exchange)) {
+  if (goes_on) {
     block.wake(thread.warp, kAllLanesMask);
     block.let_others_run();
   } else {
     block.suspend(thread);
     block.wait();
   }
-  return exchange;
+  return {exchange, own};
 }
 
 }  // namespace fastattn::emulator

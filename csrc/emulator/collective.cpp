@@ -105,17 +105,17 @@ void sync_warp(Site site) {
 }
 
 uint64_t shuffle(uint64_t value, int src_lane, Site site) {
-  const Exchange& exchange = in_whole_warp(
+  const Results results = in_whole_warp(
       Operation::kShuffle, 0, site, [&](Exchange::Lane& lane) { lane.value = value; },
       [](Exchange&) {
         ++current_block->counters.shuffles;
         return true;
       });
-  return exchange.lanes[src_lane].value;
+  return results.exchange.lanes[src_lane].value;
 }
 
 uint32_t ballot(bool predicate, Site site) {
-  const Exchange& exchange = in_whole_warp(
+  const Results results = in_whole_warp(
       Operation::kBallot, 0, site, [&](Exchange::Lane& lane) { lane.value = predicate; },
       [](Exchange& exchange) {
         exchange.bits = 0;
@@ -125,7 +125,7 @@ uint32_t ballot(bool predicate, Site site) {
         ++current_block->counters.shuffles;
         return true;
       });
-  return exchange.bits;
+  return results.exchange.bits;
 }
 
 void sync_threads(Site site) {

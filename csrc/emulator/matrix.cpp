@@ -80,27 +80,47 @@ void scatter(const Operands& operands, Exchange& exchange) {
   }
 }
 
+// Eight at a time, in whatever registers there are.
+using Halves = uint16_t __attribute__((vector_size(16)));
+using Words = uint32_t __attribute__((vector_size(32)));
+using Floats = float __attribute__((vector_size(32)));
+constexpr int kVector = 8;
+static_assert(kN == kVector, "a row of b and of c is a vector");
+
+// float_of_half() and float_of_bf16() for a vector.
 template <Element element>
-inline __attribute__((always_inline)) void to_numbers(const uint16_t (&bits)[kK],
-                                                      float (&row)[kK]) {
-  for (int k = 0; k < kK; ++k) {
-    row[k] = element == Element::kHalf ? float_of_half(bits[k]) : float_of_bf16(bits[k]);
+inline __attribute__((always_inline)) void to_floats(const uint16_t* src, float* dst) {
+  Halves bits;
+  std::memcpy(&bits, src, sizeof bits);
+  const Words words = __builtin_convertvector(bits, Words);
+  Words result = words << 16;
+  if (element == Element::kHalf) {
+    const Words magnitude = (words & 0x7fffu) << 13;
+    const Floats scaled = reinterpret_cast<Floats>(magnitude) * 0x1p112f;
+    const Words special = reinterpret_cast<Words>(magnitude >= 0x0f800000u);
+    result = (special & (magnitude | 0x7f800000u)) |
+             (~special & reinterpret_cast<Words>(scaled)) | (words & 0x8000u) << 16;
   }
+  std::memcpy(dst, &result, sizeof result);
 }
 
 // In float32, by ascending k; a GPU adds up groups of products with more bits and rounds otherwise.
 template <Element element>
 inline __attribute__((always_inline)) void multiply(Operands& operands) {
-  alignas(32) float a[kK], column[kK], b[kK][kN];
+  float a[kK], column[kK], b[kK][kN];
   for (int n = 0; n < kN; ++n) {
-    to_numbers<element>(operands.b[n], column);
+    for (int k = 0; k < kK; k += kVector) to_floats<element>(&operands.b[n][k], column + k);
     for (int k = 0; k < kK; ++k) b[k][n] = column[k];
   }
   for (int m = 0; m < kM; ++m) {
-    to_numbers<element>(operands.a[m], a);
+    for (int k = 0; k < kK; k += kVector) to_floats<element>(&operands.a[m][k], a + k);
+    Floats c, row;
+    std::memcpy(&c, operands.c[m], sizeof c);
     for (int k = 0; k < kK; ++k) {
-      for (int n = 0; n < kN; ++n) operands.c[m][n] += a[k] * b[k][n];
+      std::memcpy(&row, b[k], sizeof row);
+      c += a[k] * row;
     }
+    std::memcpy(operands.c[m], &c, sizeof c);
   }
 }
 
@@ -132,13 +152,13 @@ Multiply choose_multiply() {
 
 void ldmatrix(uint32_t addr, uint32_t* r, int matrices, bool transposed, Site site) {
   const int operand = matrices * 2 + transposed;
-  const Exchange& exchange = in_whole_warp(
+  const Results results = in_whole_warp(
       Operation::kLdmatrix, operand, site, [&](Exchange::Lane& lane) { lane.addr = addr; },
       [&](Exchange& exchange) {
         load_matrices(*current_block, exchange, matrices, transposed, site);
         return true;
       });
-  std::memcpy(r, exchange.lanes[lane()].a, matrices * sizeof(uint32_t));
+  std::memcpy(r, results.own.a, matrices * sizeof(uint32_t));
 }
 
 void mma_m16n8k16(float* c, const uint32_t* a, uint32_t b0, uint32_t b1, Element element,
@@ -164,10 +184,9 @@ void mma_m16n8k16(float* c, const uint32_t* a, uint32_t b0, uint32_t b1, Element
     ++current_block->counters.mma;
     return true;
   };
-  const Exchange& exchange =
+  const Results results =
       in_whole_warp(Operation::kMma, static_cast<int>(element), site, deposit, execute);
-  const Exchange::Lane& own = exchange.lanes[lane()];
-  std::memcpy(c, own.c, sizeof own.c);
+  std::memcpy(c, results.own.c, sizeof results.own.c);
 }
 
 }  // namespace fastattn::emulator
