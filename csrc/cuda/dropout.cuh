@@ -52,13 +52,13 @@ class Dropout {
     DropoutDraws draws;
     FASTATTN_UNROLL
     for (int i = 0; i < 2; ++i) {  // words 2 * i and 2 * i + 1 are those of one half of queries
-      const uint32_t low = own.words[2 * i] & 0xFFFFu | own.words[2 * i + 1] << 16;
-      const uint32_t high = own.words[2 * i] >> 16 | own.words[2 * i + 1] & 0xFFFF0000u;
+      const uint32_t low = (own.words[2 * i] & 0xFFFFu) | own.words[2 * i + 1] << 16;
+      const uint32_t high = own.words[2 * i] >> 16 | (own.words[2 * i + 1] & 0xFFFF0000u);
       const uint32_t mine = odd ? high : low;
       const uint32_t theirs = shfl_xor(odd ? low : high, 4);
       const uint32_t first = odd ? theirs : mine, second = odd ? mine : theirs;
-      draws.words[i] = first & 0xFFFFu | second << 16;          // key g, half i of queries
-      draws.words[2 + i] = first >> 16 | second & 0xFFFF0000u;  // key g + 8
+      draws.words[i] = (first & 0xFFFFu) | second << 16;          // key g, half i of queries
+      draws.words[2 + i] = first >> 16 | (second & 0xFFFF0000u);  // key g + 8
     }
     return draws;
   }
