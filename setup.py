@@ -2,9 +2,9 @@
 
 Environment variables read here:
     FASTATTN_SKIP_NATIVE=1  install the Python code only; the reference backend still works.
-    FASTATTN_CUDA           0: no CUDA kernels; 1: none is an error. Default: where there is an nvcc.
+    FASTATTN_CUDA           0: no CUDA kernels; 1: none is an error; default: if there is an nvcc.
     CUDA_HOME, CUDA_PATH    the CUDA toolkit; default: nvcc on PATH, then nvidia's wheels.
-    FASTATTN_CUDA_ARCHITECTURES  such as "80;90" or "all"; default: those of the GPUs here, else all.
+    FASTATTN_CUDA_ARCHITECTURES  "80;90", "all"; default: those of the GPUs here, else all.
     FASTATTN_EMULATOR=1     also build fastattn._emulated: the CUDA kernels on a CPU, for tests.
     CXX, CXXFLAGS, LDFLAGS  as CMake reads them: the compiler and additional flags.
     CMAKE_ARGS              more arguments for the CMake configure step.

@@ -114,6 +114,7 @@ void cuda_hidden_dropout(const std::string& dtype, const View& out, const View& 
 }  // namespace
 
 void register_cuda_hidden(py::module_& m) {
+  m.attr("cuda_max_hidden_size") = cuda::kMaxHiddenSize;
   m.def("cuda_layer_norm_fwd", &cuda_layer_norm_fwd);
   m.def("cuda_layer_norm_bwd", &cuda_layer_norm_bwd);
   m.def("cuda_gelu_fwd", &cuda_gelu_fwd);
