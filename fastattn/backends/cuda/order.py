@@ -6,8 +6,8 @@ import torch
 
 CUDA, TRITON = "cuda", "triton"
 
-# From this compute capability on, newest first. 2026-11-24: not measured yet. From sm_90 on the code
-# of Triton's compiler has instructions (wgmma, tcgen05) that our mma.sync kernels do not use; before
+# From this compute capability on, newest first. 2026-11-24: not measured yet. From sm_90 on what
+# Triton compiles has instructions (wgmma, tcgen05) that our mma.sync kernels do not use; before
 # it both use the same ones, and Triton serves nothing older than sm_80.
 ORDER = (
     ((9, 0), (TRITON, CUDA)),
