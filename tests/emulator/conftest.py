@@ -1,0 +1,72 @@
+"""Compiles small CUDA sources against the emulator, once per run of the tests."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import filelock
+import pytest
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+CXX = os.environ.get("CXX", "g++")
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-DFASTATTN_EMULATE"]
+
+Compile = Callable[[str, Sequence[Path], Path], ctypes.CDLL]
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+
+
+@pytest.fixture(scope="session")
+def build_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the parallel processes of this run share."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "emulator"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compile_object(build_folder: Path) -> Callable[[Path, Path], Path]:
+    """compile_object(source, include) -> the object file, made by whoever needs it first."""
+    if shutil.which(CXX) is None:
+        pytest.skip(f"there is no C++ compiler {CXX}")
+
+    def compile_object(source: Path, include: Path) -> Path:
+        key = hashlib.sha256(f"{source} {include}".encode()).hexdigest()[:16]
+        target = build_folder / f"{source.stem}-{key}.o"
+        with filelock.FileLock(f"{target}.lock"):
+            if not target.exists():
+                partial = target.with_suffix(".partial")
+                language = ["-x", "c++", str(source)]
+                _run([CXX, *FLAGS, f"-I{include}", "-c", *language, "-o", str(partial)])
+                partial.rename(target)
+        return target
+
+    return compile_object
+
+
+@pytest.fixture(scope="session")
+def compile_library(
+    build_folder: Path, compile_object: Callable[[Path, Path], Path]
+) -> Callable[..., ctypes.CDLL]:
+    """compile_library(name, sources, include=CSRC) -> those sources and the emulator, loaded."""
+
+    def compile_library(name: str, sources: Sequence[Path], include: Path = CSRC) -> ctypes.CDLL:
+        runtime = sorted((CSRC / "emulator").glob("*.cpp"))
+        objects = [compile_object(source, CSRC) for source in runtime]
+        objects += [compile_object(source, include) for source in sources]
+        target = build_folder / f"{name}-{os.getpid()}.so"
+        _run([CXX, "-shared", "-o", str(target), *map(str, objects), "-lpthread"])
+        return ctypes.CDLL(str(target))
+
+    return compile_library
