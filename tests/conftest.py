@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -16,7 +17,10 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 if HAS_TRITON and not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from fastattn import testing  # noqa: E402
 from fastattn.backends import cpu, triton  # noqa: E402
+from fastattn.backends.cuda import EMULATED  # noqa: E402
+from fastattn.errors import BackendError  # noqa: E402
 
 # Repeatable: no example depends on the day, and a slow machine is not a failure.
 hypothesis.settings.register_profile(
@@ -28,6 +32,8 @@ INSTRUCTION_SETS = cpu.instruction_sets()
 BACKENDS = ["reference", *(f"cpu-{name}" for name in INSTRUCTION_SETS)]
 if triton.INTERPRETED:
     BACKENDS.append(triton.NAME)
+if EMULATED.unavailable_reason() is None:
+    BACKENDS.append(EMULATED.NAME)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,10 +42,15 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 
 
-# Triton's interpreter takes about a second for a call with its gradients, so by default it gets a
-# sample of the cases of each test.
-ALL_TRITON_CASES = os.environ.get("FASTATTN_TEST_ALL_TRITON", "0") not in ("", "0")
-TRITON_SAMPLE = 10
+# Where a CPU plays a GPU, a call takes long: with its gradients a second in Triton's interpreter, a
+# tenth of that in the emulator of CUDA. So by default these get a sample of the cases of each test.
+SAMPLES = {triton.NAME: 10, EMULATED.NAME: 24}
+ALL_CASES = {
+    triton.NAME: os.environ.get("FASTATTN_TEST_ALL_TRITON", "0") not in ("", "0"),
+    EMULATED.NAME: os.environ.get("FASTATTN_TEST_ALL_EMULATED", "0") not in ("", "0"),
+}
+# Element types that they refuse; refusals have their own tests.
+REFUSED = {triton.NAME: {torch.float64}, EMULATED.NAME: {torch.float32, torch.float64}}
 # Tests of float64 that do not say so in a parameter.
 FLOAT64_TESTS = (
     "test_gradcheck",
@@ -51,9 +62,10 @@ FLOAT64_TESTS = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     by_test: dict[object, list[pytest.Item]] = {}
     for item in items:
-        if _parameters(item).get("backend") == triton.NAME:
-            by_test.setdefault(getattr(item, "function", None), []).append(item)
-    kept = {id(item) for cases in by_test.values() for item in _triton_cases(cases)}
+        backend = _parameters(item).get("backend")
+        if backend in SAMPLES:
+            by_test.setdefault((getattr(item, "function", None), backend), []).append(item)
+    kept = {id(item) for cases in by_test.values() for item in _sample(cases)}
     dropped = {id(item) for cases in by_test.values() for item in cases} - kept
     items[:] = [item for item in items if id(item) not in dropped]
 
@@ -62,21 +74,35 @@ def _parameters(item: pytest.Item) -> dict[str, object]:
     return getattr(getattr(item, "callspec", None), "params", {})
 
 
-def _triton_cases(cases: list[pytest.Item]) -> list[pytest.Item]:
-    """The cases of one test that run in the interpreter; refusals have their own tests."""
+def _sample(cases: list[pytest.Item]) -> list[pytest.Item]:
+    """The cases of one test that run where a CPU plays a GPU."""
+    backend = str(_parameters(cases[0])["backend"])
     served = [
         case
         for case in cases
-        if _parameters(case).get("dtype") != torch.float64
+        if _parameters(case).get("dtype") not in REFUSED[backend]
         and not case.name.startswith(FLOAT64_TESTS)
     ]
-    if ALL_TRITON_CASES:
+    if ALL_CASES[backend]:
         return served
     if any(hasattr(getattr(case, "function", None), "hypothesis") for case in served):
-        return []  # dozens of calls in one test; tests/backends/test_triton.py has fewer
+        # Dozens of calls in one test; tests/backends/test_triton.py has fewer.
+        return [] if backend == triton.NAME else served
     # A step that has no divisor in common with the number of dtypes meets all of them.
-    step = next(step for step in (1, 5, 7, 11, 13, 17) if len(served) <= step * TRITON_SAMPLE)
+    sizes = (1, 5, 7, 11, 13, 17)
+    step = next(step for step in sizes if len(served) <= step * SAMPLES[backend])
     return served[::step]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Any:
+    """A test in float32, or of a larger head_dim, has nothing to say about the CUDA kernels."""
+    try:
+        return (yield)
+    except BackendError as error:
+        if _parameters(pyfuncitem).get("backend") != EMULATED.NAME:
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +120,11 @@ def num_threads() -> Iterator[None]:
 
 def _use(name: str) -> Iterator[str]:
     """Forces the instruction set of "cpu-<instruction set>"; yields the backend's name."""
+    if name == EMULATED.NAME:
+        testing.default_dtype = torch.float16
+        yield name
+        testing.default_dtype = torch.float32
+        return
     backend, _, instruction_set = name.partition("-")
     if not instruction_set:
         yield backend
