@@ -32,8 +32,8 @@ INSTRUCTION_SETS = cpu.instruction_sets()
 BACKENDS = ["reference", *(f"cpu-{name}" for name in INSTRUCTION_SETS)]
 if triton.INTERPRETED:
     BACKENDS.append(triton.NAME)
-if EMULATED.unavailable_reason() is None:
-    BACKENDS.append(EMULATED.NAME)
+EMULATED_NAMES = [EMULATED.NAME] if EMULATED.unavailable_reason() is None else []
+BACKENDS += EMULATED_NAMES
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,7 +62,7 @@ FLOAT64_TESTS = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     by_test: dict[object, list[pytest.Item]] = {}
     for item in items:
-        backend = _parameters(item).get("backend")
+        backend = _backend_of(item)
         if backend in SAMPLES:
             by_test.setdefault((getattr(item, "function", None), backend), []).append(item)
     kept = {id(item) for cases in by_test.values() for item in _sample(cases)}
@@ -74,14 +74,27 @@ def _parameters(item: pytest.Item) -> dict[str, object]:
     return getattr(getattr(item, "callspec", None), "params", {})
 
 
+def _backend_of(item: pytest.Item) -> object:
+    """The backend that a fixture names, if one does."""
+    parameters = _parameters(item)
+    return parameters.get("backend", parameters.get("kernels"))
+
+
+def _is_refused(case: pytest.Item, backend: str) -> bool:
+    parameters = _parameters(case)
+    if "kernels" in parameters:  # of hidden states
+        dtypes = parameters.get("dtypes", (parameters.get("dtype"),))
+        return torch.float64 in dtypes  # type: ignore[operator]
+    return parameters.get("dtype") in REFUSED[backend]
+
+
 def _sample(cases: list[pytest.Item]) -> list[pytest.Item]:
     """The cases of one test that run where a CPU plays a GPU."""
-    backend = str(_parameters(cases[0])["backend"])
+    backend = str(_backend_of(cases[0]))
     served = [
         case
         for case in cases
-        if _parameters(case).get("dtype") not in REFUSED[backend]
-        and not case.name.startswith(FLOAT64_TESTS)
+        if not _is_refused(case, backend) and not case.name.startswith(FLOAT64_TESTS)
     ]
     if ALL_CASES[backend]:
         return served
@@ -100,7 +113,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Any:
     try:
         return (yield)
     except BackendError as error:
-        if _parameters(pyfuncitem).get("backend") != EMULATED.NAME:
+        if _backend_of(pyfuncitem) != EMULATED.NAME:
             raise
         pytest.skip(str(error))
 
@@ -153,3 +166,9 @@ def cpu_backend() -> str:
 def cpu_kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """The CPU kernels alone, once for each instruction set."""
     yield from _use(f"{cpu.NAME}-{request.param}")
+
+
+@pytest.fixture(params=[*(f"{cpu.NAME}-{name}" for name in INSTRUCTION_SETS), *EMULATED_NAMES])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The kernels on hidden states: the CPU's, and the emulated ones of CUDA."""
+    yield from _use(request.param)

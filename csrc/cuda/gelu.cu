@@ -5,10 +5,10 @@
 //   dx    = dout * (cdf(h) + h * pdf(h))    pdf: its density
 //   dbias = sum over rows of dx
 //
-// A warp takes a block of 256 columns of some rows. In the backward pass the rows of a block of
-// columns are divided among `parts` blocks of threads, each of which leaves one partial sum.
-#include <cmath>
-
+// cdf and pdf share the exponential, as common/normal_tail.h has it. A warp takes a block of 256
+// columns of some rows. In the backward pass the rows of a block of columns are divided among
+// `parts` blocks of threads, each of which leaves one partial sum.
+#include "common/normal_tail.h"
 #include "cuda/hidden.h"
 #include "cuda/rows.cuh"
 
@@ -17,9 +17,6 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int64_t kMaxGridY = 65535;
-constexpr float kInverseSqrt2 = 0.70710678118654752f;
-constexpr float kHalfLog2E = 0.72134752044448170f;
-constexpr float kDensityAt0 = 0.39894228040143268f;  // 1 / sqrt(2 pi)
 
 struct GeluArgs {
   MatrixRef x, out, dout;  // out: dx in the backward pass
@@ -28,8 +25,45 @@ struct GeluArgs {
   int64_t rows, cols;
 };
 
-__device__ __forceinline__ float normal_cdf(float h) {
-  return 0.5f * (1.0f + erff(h * kInverseSqrt2));
+using Fit = TailFit<float>;
+
+// Horner's rule; coefficients are constants of the code, which reads no table.
+template <int kPower>
+__device__ __forceinline__ float tail_polynomial(float u) {
+  constexpr int kHighest = sizeof(Fit::kCoefficients) / sizeof(float) - 1;
+  constexpr float kCoefficient = Fit::kCoefficients[kHighest - kPower];
+  if constexpr (kPower == kHighest) {
+    return kCoefficient;
+  } else {
+    return tail_polynomial<kPower + 1>(u) * u + kCoefficient;
+  }
+}
+
+// The left tail of the normal distribution: cdf(t) = exp * ratio.
+struct NormalTail {
+  float t, exp, ratio;  // -|h|, exp(-t^2/2), cdf(t) / exp
+
+  __device__ __forceinline__ explicit NormalTail(float h) {
+    constexpr float kCentre = Fit::kCentre, kEnd = Fit::kEnd;
+    t = h > 0.0f ? -h : h;
+    t = t < kEnd ? kEnd : t;  // NaN stays
+    const float inverse = 1.0f / (kCentre - t);
+    ratio = tail_polynomial<0>(1.0f - inverse * (2.0f * kCentre)) * inverse;
+    exp = exp2_fast(t * t * static_cast<float>(-kHalfLog2E));
+  }
+};
+
+// h * cdf(h), as h - |h| * cdf(-|h|) on the right side.
+__device__ __forceinline__ float gelu(float h) {
+  const NormalTail at(h);
+  return (h > 0.0f ? h : 0.0f) + at.t * (at.exp * at.ratio);
+}
+
+// cdf(h) + h * pdf(h), as 1 minus its value at -|h| on the right side.
+__device__ __forceinline__ float gelu_slope(float h) {
+  const NormalTail at(h);
+  const float left = at.exp * (at.t * static_cast<float>(kDensityAt0) + at.ratio);
+  return h > 0.0f ? 1.0f - left : left;
 }
 
 template <class T, bool kPaired>
@@ -50,7 +84,7 @@ FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(kWarps* kWarpSize, 1) gelu_fwd_kerne
   for (; row < args.rows; row += step) {
     LaneRow h = load_h<T>(args, cols, row, bias);
     FASTATTN_UNROLL
-    for (int i = 0; i < kLaneCols; ++i) h.v[i] *= normal_cdf(h.v[i]);
+    for (int i = 0; i < kLaneCols; ++i) h.v[i] = gelu(h.v[i]);
     cols.store(row_of<T>(args.out, row), h);
   }
 }
@@ -88,8 +122,7 @@ FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(kWarps* kWarpSize, 1) gelu_bwd_kerne
     LaneRow grad = cols.load(row_of<const T>(args.dout, row));
     FASTATTN_UNROLL
     for (int i = 0; i < kLaneCols; ++i) {
-      const float density = kDensityAt0 * exp2_fast(-kHalfLog2E * h.v[i] * h.v[i]);
-      grad.v[i] *= normal_cdf(h.v[i]) + h.v[i] * density;
+      grad.v[i] *= gelu_slope(h.v[i]);
       sums.v[i] += grad.v[i];
     }
     cols.store(row_of<T>(args.out, row), grad);

@@ -454,13 +454,21 @@ def test_shift_of_all_scores(backend, shift):
     torch.testing.assert_close(shifted.lse, plain.lse + shift, rtol=1e-6, atol=2e-3)
 
 
+def closeness(inputs: Inputs) -> dict[str, float]:
+    """How far results in another order of sums may differ."""
+    if inputs.q.dtype == torch.float32:
+        return {"rtol": 1e-5, "atol": 1e-6}
+    return {"rtol": 2e-3, "atol": 2e-3}
+
+
 def test_order_of_the_keys_does_not_matter(backend):
     inputs = make_inputs([20], [90])
     order = torch.randperm(90)
     moved = replace(inputs, k=inputs.k[:, order], v=inputs.v[:, order])
     first, second = backend_outputs(inputs, backend), backend_outputs(moved, backend)
-    torch.testing.assert_close(first.out, second.out, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(first.dk[:, order], second.dk, rtol=1e-5, atol=1e-6)
+    close = closeness(inputs)
+    torch.testing.assert_close(first.out, second.out, **close)
+    torch.testing.assert_close(first.dk[:, order], second.dk, **close)
 
 
 def test_grouped_heads_equal_repeated_ones(backend):
@@ -473,4 +481,4 @@ def test_grouped_heads_equal_repeated_ones(backend):
     first, second = backend_outputs(inputs, backend), backend_outputs(repeated, backend)
     assert torch.equal(first.out, second.out) and torch.equal(first.dq, second.dq)
     summed = second.dk.unflatten(2, (2, 3)).sum(3)
-    torch.testing.assert_close(first.dk, summed, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(first.dk, summed, **closeness(inputs))
