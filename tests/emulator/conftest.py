@@ -17,7 +17,8 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 CXX = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-DFASTATTN_EMULATE"]
 
-Compile = Callable[[str, Sequence[Path], Path], ctypes.CDLL]
+CompileObject = Callable[[Path, Path], Path]
+CompileLibrary = Callable[[str, Sequence[tuple[Path, Path]]], ctypes.CDLL]
 
 
 def _run(command: Sequence[str]) -> None:
@@ -36,12 +37,12 @@ def build_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def compile_object(build_folder: Path) -> Callable[[Path, Path], Path]:
-    """compile_object(source, include) -> the object file, made by whoever needs it first."""
+def compile_object(build_folder: Path) -> CompileObject:
+    """compile_object(include, source) -> the object file, made by whoever needs it first."""
     if shutil.which(CXX) is None:
         pytest.skip(f"there is no C++ compiler {CXX}")
 
-    def compile_object(source: Path, include: Path) -> Path:
+    def compile_object(include: Path, source: Path) -> Path:
         key = hashlib.sha256(f"{source} {include}".encode()).hexdigest()[:16]
         target = build_folder / f"{source.stem}-{key}.o"
         with filelock.FileLock(f"{target}.lock"):
@@ -56,15 +57,12 @@ def compile_object(build_folder: Path) -> Callable[[Path, Path], Path]:
 
 
 @pytest.fixture(scope="session")
-def compile_library(
-    build_folder: Path, compile_object: Callable[[Path, Path], Path]
-) -> Callable[..., ctypes.CDLL]:
-    """compile_library(name, sources, include=CSRC) -> those sources and the emulator, loaded."""
+def compile_library(build_folder: Path, compile_object: CompileObject) -> CompileLibrary:
+    """compile_library(name, [(include, source), ...]) -> those and the emulator, loaded."""
 
-    def compile_library(name: str, sources: Sequence[Path], include: Path = CSRC) -> ctypes.CDLL:
-        runtime = sorted((CSRC / "emulator").glob("*.cpp"))
-        objects = [compile_object(source, CSRC) for source in runtime]
-        objects += [compile_object(source, include) for source in sources]
+    def compile_library(name: str, sources: Sequence[tuple[Path, Path]]) -> ctypes.CDLL:
+        runtime = [(CSRC, source) for source in sorted((CSRC / "emulator").glob("*.cpp"))]
+        objects = [compile_object(include, source) for include, source in [*runtime, *sources]]
         target = build_folder / f"{name}-{os.getpid()}.so"
         _run([CXX, "-shared", "-o", str(target), *map(str, objects), "-lpthread"])
         return ctypes.CDLL(str(target))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
 KERNELS = Path(__file__).with_name("kernels.cu")
 SCHEDULES = {"random": 0, "in-order": 1, "reverse": 2}
 # In the order of emulator::Counters.
@@ -79,7 +80,7 @@ class Kernels:
 
 @pytest.fixture(scope="module")
 def library(compile_library: Callable[..., ctypes.CDLL]) -> ctypes.CDLL:
-    return compile_library("kernels", [KERNELS])
+    return compile_library("kernels", [(CSRC, KERNELS)])
 
 
 @pytest.fixture
