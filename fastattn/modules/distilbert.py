@@ -19,7 +19,15 @@ from fastattn.integrations.transformers import NAME, attention_forward
 from fastattn.modules.bert import attend_first_rows, dropout_p, split_heads
 from fastattn.modules.combined import Mixin, is_a, stock_of
 from fastattn.modules.encoder import FirstRowsLayer
-from fastattn.modules.fused import computes_gelu, is_plain, is_watched, product, products, serve
+from fastattn.modules.fused import (
+    computes_gelu,
+    is_plain,
+    is_watched,
+    product,
+    products,
+    serves_gelu,
+    serves_norm,
+)
 from fastattn.ops.gelu import bias_gelu
 from fastattn.ops.layer_norm import dropout_add_layer_norm
 from fastattn.ops.padding import PackedLayout
@@ -97,7 +105,7 @@ class FusedFFN(Mixin):
     def middle(self, x: Tensor) -> Tensor:
         """(..., hidden) -> (..., hidden_dim)."""
         plain = computes_gelu(self.activation) and is_plain(self.activation, GELUActivation)
-        if plain and serve(x):
+        if plain and serves_gelu(self.lin1, x):
             return bias_gelu(*product(self.lin1, x))
         return self.activation(self.lin1(x))
 
@@ -192,7 +200,7 @@ def _add_norm(
     norm: Any, x: Tensor, x_bias: Tensor | None, residual: Tensor, p: float = 0.0
 ) -> Tensor:
     """LayerNorm of ``dropout(x + x_bias) + residual``, in one operator where there is one."""
-    if serve(x) and is_plain(norm, nn.LayerNorm) and norm.bias is not None:
+    if is_plain(norm, nn.LayerNorm) and norm.bias is not None and serves_norm(norm, x):
         return dropout_add_layer_norm(
             x, residual, norm.weight, norm.bias, norm.eps, p, x_bias=x_bias
         )
