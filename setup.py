@@ -83,14 +83,17 @@ def find_cuda() -> Cuda:
         sys.exit(f"fastattn: FASTATTN_CUDA must be 0, 1 or unset; got {wish!r}.")
     if wish == "0":
         return Cuda(skipped="switched off by FASTATTN_CUDA=0 when it was built")
-    nvcc = find_nvcc()
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = find_nvcc(home)
     if nvcc is not None:
         version = re.search(r"release [\d.]+, V([\d.]+)", output(nvcc, "--version"))
         supported = set(re.findall(r"\d+", output(nvcc, "--list-gpu-code")))
         if version and supported:
             known = [number for number in CUDA_ARCHITECTURES if str(number) in supported]
             return Cuda(nvcc, version[1], choose_architectures(known))
-        reason = f"{nvcc} does not run"
+        reason = f"{nvcc} did not run when it was built"
+    elif home:
+        reason = f"there was no nvcc in CUDA_HOME, {home}, when it was built"
     else:
         reason = "no nvcc was found when it was built"
     if wish == "1":
@@ -98,9 +101,8 @@ def find_cuda() -> Cuda:
     return Cuda(skipped=reason)
 
 
-def find_nvcc() -> str | None:
+def find_nvcc(home: str | None) -> str | None:
     """Path of nvcc: in CUDA_HOME, on PATH, or in the wheels nvidia-cuda-nvcc and its kin."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     if home:
         return shutil.which("nvcc", path=str(Path(home) / "bin"))
     # Under pip's build isolation sys.path lacks the environment that pip runs in; sysconfig knows.
@@ -218,12 +220,18 @@ class CMakeBuild(build_ext):
         print(f"fastattn: built {cuda}", flush=True)
 
 
-if SKIP_NATIVE:
-    print("fastattn: FASTATTN_SKIP_NATIVE is set; installing without the native module.")
-    setup()
-else:
+def main() -> None:
+    """Installs, with or without the native modules."""
+    if SKIP_NATIVE:
+        print("fastattn: FASTATTN_SKIP_NATIVE is set; installing without the native module.")
+        setup()
+        return
     names = ["fastattn._C", *(["fastattn._emulated"] if EMULATOR else [])]
     setup(
         ext_modules=[Extension(name, sources=[]) for name in names],
         cmdclass={"build_ext": CMakeBuild},
     )
+
+
+if __name__ == "__main__":
+    main()
