@@ -41,15 +41,16 @@ struct KeyGrad {
   static constexpr uint32_t kStatBytes = kBlockM * sizeof(float);
   static constexpr uint32_t kStageBytes = 2 * kTileBytes;  // q and dout
   static constexpr uint32_t kKeyBytes = 2 * kBlockN * kRowBytes;
-  // Keys pass through what is later the second stage.
+  // Keys pass through what is later the second stage, or stay behind it.
+  static constexpr uint32_t kKeys = Traits::kHoldsLeft ? kStageBytes : 2 * kStageBytes;
   static constexpr uint32_t kStats =
-      kStageBytes + (kStageBytes > kKeyBytes ? kStageBytes : kKeyBytes);
+      kKeys + kKeyBytes > 2 * kStageBytes ? kKeys + kKeyBytes : 2 * kStageBytes;
   static constexpr uint32_t kSmemBytes = kStats + 4 * kStatBytes;  // lse2 and delta of two stages
   static_assert(kBlockM <= Traits::kThreads, "a thread for each query's statistics");
   static_assert(kBlockN * kRowBytes <= kStats, "results leave through shared memory");
 
   struct State {
-    uint32_t k[kRowTiles][kHeadDim / 16][4], v[kRowTiles][kHeadDim / 16][4];
+    LeftRows<kHeadDim, kRowTiles, Traits::kHoldsLeft> k, v;
     float dk[kRowTiles][kHeadDim / 8][4], dv[kRowTiles][kHeadDim / 8][4];
   };
 
@@ -105,8 +106,8 @@ struct KeyGrad {
     FASTATTN_UNROLL
     for (int row = 0; row < kBlockM; row += 16) {
       float s[kRowTiles][2][4] = {}, dp[kRowTiles][2][4] = {};
-      multiply_by_rows<T, kHeadDim>(s, state.k, q, row);
-      multiply_by_rows<T, kHeadDim>(dp, state.v, dout, row);
+      multiply_by_rows<T>(s, state.k, q, row);
+      multiply_by_rows<T>(dp, state.v, dout, row);
       const TileGrad<true> stats = read_stats(smem, stage, row);
       uint32_t p[kRowTiles][1][4], ds[kRowTiles][1][4];
       FASTATTN_UNROLL
@@ -177,7 +178,7 @@ FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, 1)
   if (sequence.behind_last || !live.any()) block.end = block.first;
   block.row0 = block.first;
 
-  const uint32_t smem = smem_base(), k_smem = smem + G::kStageBytes;
+  const uint32_t smem = smem_base(), k_smem = smem + G::kKeys;
   const uint32_t v_smem = k_smem + G::kBlockN * G::kRowBytes;
   const auto is_live = [&](int step, int i) { return block.exists() && live.test(step, i); };
   copy_rows<Traits, G::kBlockN>(k_smem,
@@ -194,11 +195,8 @@ FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, 1)
   const int warp_row = warp_idx() * G::kWarpRows;
   cp_async_wait<0>();
   sync_threads();
-  FASTATTN_UNROLL
-  for (int m = 0; m < G::kRowTiles; ++m) {
-    load_left<Traits::kHeadDim>(state.k[m], k_smem, warp_row + 16 * m);
-    load_left<Traits::kHeadDim>(state.v[m], v_smem, warp_row + 16 * m);
-  }
+  state.k.load(k_smem, warp_row);
+  state.v.load(v_smem, warp_row);
   for (uint32_t stage = 0; block.exists(); stage ^= 1) {
     cp_async_wait<0>();
     sync_threads();  // this stage has landed, and nobody reads the other one any more

@@ -19,9 +19,10 @@ struct DqShape {
   static constexpr uint32_t kRowBytes = SmemTile<Traits::kHeadDim>::kRowBytes;
   static constexpr uint32_t kStageBytes = 2 * kBlockN * kRowBytes;  // k and v
   static constexpr uint32_t kQueryBytes = 2 * kBlockM * kRowBytes;  // q and dout
-  // Queries pass through what is later the second stage.
+  // Queries pass through what is later the second stage, or stay behind it.
+  static constexpr uint32_t kQueries = Traits::kHoldsLeft ? kStageBytes : 2 * kStageBytes;
   static constexpr uint32_t kSmemBytes =
-      kStageBytes + (kStageBytes > kQueryBytes ? kStageBytes : kQueryBytes);
+      kQueries + kQueryBytes > 2 * kStageBytes ? kQueries + kQueryBytes : 2 * kStageBytes;
 };
 
 // Adds to dq what a block of keys gives to the warp's queries, from row0 on.
@@ -67,7 +68,7 @@ FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, 1)
   const int end = sequence.behind_last ? 0 : rule.end_col(place.row0, S::kBlockM);
   auto keys = KeyBlock<S::kBlockN>::find(params, sequence, rule.first_col(place.row0), end);
   const int live_rows = keys.exists() ? sequence.seqlen_q - place.row0 : 0;
-  copy_queries<Traits, S::kBlockM>(smem + S::kStageBytes, params, sequence, head, place.row0,
+  copy_queries<Traits, S::kBlockM>(smem + S::kQueries, params, sequence, head, place.row0,
                                    live_rows);
   if (keys.exists()) copy_keys<Traits>(smem, k, v, head_dim, keys);
   cp_async_commit();
@@ -77,7 +78,7 @@ FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, 1)
   queries.load_stats(params, sequence, head, place.row0 + warp_row);
   cp_async_wait<0>();
   sync_threads();
-  queries.load_rows(smem + S::kStageBytes, S::kBlockM * S::kRowBytes, warp_row);
+  queries.load_rows(smem + S::kQueries, S::kBlockM * S::kRowBytes, warp_row);
   float dq[S::kRowTiles][Traits::kHeadDim / 8][4] = {};
   for (uint32_t stage = 0; keys.exists(); stage ^= 1) {
     cp_async_wait<0>();

@@ -35,7 +35,7 @@ struct Forward {
 
   // What a warp carries from one block of keys to the next.
   struct State {
-    uint32_t q[kRowTiles][kHeadDim / 16][4];
+    LeftRows<kHeadDim, kRowTiles, /*kHeld=*/true> q;
     float acc[kRowTiles][kHeadDim / 8][4];
     OnlineSoftmax softmax[kRowTiles];
   };
@@ -47,7 +47,7 @@ struct Forward {
                                                 const KeyBlock<kBlockN>& keys) {
     constexpr int kColTiles = kBlockN / 8;
     float s[kRowTiles][kColTiles][4] = {};
-    multiply_by_rows<T, kHeadDim>(s, state.q, stage, 0);
+    multiply_by_rows<T>(s, state.q, stage, 0);
     uint32_t p[kRowTiles][kBlockN / 16][4];
     FASTATTN_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
@@ -143,10 +143,7 @@ FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, 1)
   const int warp_row = warp_idx() * F::kWarpRows;
   cp_async_wait<0>();
   sync_threads();
-  FASTATTN_UNROLL
-  for (int m = 0; m < F::kRowTiles; ++m) {
-    load_left<Traits::kHeadDim>(state.q[m], q_smem, warp_row + 16 * m);
-  }
+  state.q.load(q_smem, warp_row);
   for (uint32_t stage = 0; keys.exists(); stage ^= 1) {
     cp_async_wait<0>();
     sync_threads();  // this stage has landed, and nobody reads the other one any more

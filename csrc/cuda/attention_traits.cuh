@@ -44,6 +44,8 @@ struct Traits {
   static constexpr int kThreads = kNumWarps * kWarpSize;
   static constexpr bool kGeneral = kVariant == Variant::kGeneral;
   static constexpr bool kMayDrop = kVariant != Variant::kPlain;
+  // Whether the backward kernels hold left factors in registers, two for each row that they own.
+  static constexpr bool kHoldsLeft = kHeadDim <= 64;
   static constexpr Shape kFwd = fwd_shape(kHeadDim, kGeneral);
   static constexpr Shape kDkdv = dkdv_shape(kHeadDim, kGeneral);
   static constexpr Shape kDq = dq_shape(kHeadDim, kGeneral);

@@ -26,7 +26,7 @@ template <class Traits, int kRowTiles>
 struct QueryFragments {
   using T = typename Traits::T;
   static constexpr int kHeadDim = Traits::kHeadDim;
-  uint32_t q[kRowTiles][kHeadDim / 16][4], dout[kRowTiles][kHeadDim / 16][4];
+  LeftRows<kHeadDim, kRowTiles, Traits::kHoldsLeft> q, dout;
   TileGrad<false> stats[kRowTiles];
 
   __device__ __forceinline__ void load_stats(const AttentionBwdParams& params,
@@ -43,11 +43,8 @@ struct QueryFragments {
 
   // From tiles of q and of dout, tile_bytes apart, whose row `row` is the warp's first.
   __device__ __forceinline__ void load_rows(uint32_t smem, uint32_t tile_bytes, int row) {
-    FASTATTN_UNROLL
-    for (int m = 0; m < kRowTiles; ++m) {
-      load_left<kHeadDim>(q[m], smem, row + 16 * m);
-      load_left<kHeadDim>(dout[m], smem + tile_bytes, row + 16 * m);
-    }
+    q.load(smem, row);
+    dout.load(smem + tile_bytes, row);
   }
 
   // ds of the queries, from row0 on, and 16 keys from column `col` of a block on.
@@ -62,8 +59,8 @@ struct QueryFragments {
       FASTATTN_UNROLL
       for (int i = 0; i < 8; ++i) ds[m][i / 4][i % 4] = 0.0f;
     }
-    multiply_by_rows<T, kHeadDim>(s, q, k_smem, col);
-    multiply_by_rows<T, kHeadDim>(ds, dout, v_smem, col);
+    multiply_by_rows<T>(s, q, k_smem, col);
+    multiply_by_rows<T>(ds, dout, v_smem, col);
     FASTATTN_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
       const int tile_row = row0 + 16 * m, tile_col = keys.col0 + col;

@@ -26,12 +26,20 @@ struct SmemTile {
   static constexpr int kChunks = kHeadDim / kChunk;
   static constexpr int kRowBytes = 2 * kHeadDim;
   static_assert(kChunks % 4 == 0, "chunks are permuted in groups of 4 or 8");
-
   // A row of 8 or 16 chunks spans all banks: 8 rows need 8 places. One of 4 or 12 chunks leaves
   // every other row in the other half of the banks: 8 rows need 4 places, changed every 2 rows.
+  static constexpr int kGroup = kChunks % 8 == 0 ? 8 : 4;
+
   __device__ __forceinline__ static uint32_t offset(int row, int chunk) {
-    const int permutation = kChunks % 8 == 0 ? row & 7 : (row >> 1) & 3;
+    const int permutation = kGroup == 8 ? row & 7 : (row >> 1) & 3;
     return row * kRowBytes + (chunk ^ permutation) * 16;
+  }
+
+  // From the address of chunk 0 of a row to that of `chunk`, or from 1 to chunk + 1 if it is even,
+  // and `rows` rows below, a multiple of 8. Both are constants: this is
+  // an exclusive or and a sum, where offset() would take a register for each chunk.
+  __device__ __forceinline__ static uint32_t advance(uint32_t address, int chunk, int rows) {
+    return (address ^ (chunk % kGroup * 16)) + chunk / kGroup * kGroup * 16 + rows * kRowBytes;
   }
 };
 
@@ -127,36 +135,62 @@ __device__ __forceinline__ void copy_keys(uint32_t smem, const GlobalRows<const 
                              head_dim, is_live);
 }
 
-// a[k] = 16 rows from row0 on and columns [16 * k, 16 * k + 16) of a tile, as a left factor.
-template <int kHeadDim>
-__device__ __forceinline__ void load_left(uint32_t (&a)[kHeadDim / 16][4], uint32_t smem,
-                                          int row0) {
-  FASTATTN_UNROLL
-  for (int k = 0; k < kHeadDim / 16; ++k) {
-    ldmatrix_x4(smem + SmemTile<kHeadDim>::offset(row0 + lane_idx() % 16, 2 * k + lane_idx() / 16),
-                a[k]);
+// A warp's 16 * kRowTiles rows of a tile as left factors: held in registers, or read again from
+// shared memory for each product, where rows are so wide that registers would not do.
+template <int kHeadDim, int kRowTiles, bool kHeld>
+class LeftRows {
+ public:
+  // Row row0 of the tile at `smem` is the warp's first. The tile stays there unless kHeld.
+  __device__ __forceinline__ void load(uint32_t smem, int row0) {
+    row_ = smem + SmemTile<kHeadDim>::offset(row0 + lane_idx() % 16, lane_idx() / 16);
+    FASTATTN_UNROLL
+    for (int m = 0; m < (kHeld ? kRowTiles : 0); ++m) {
+      FASTATTN_UNROLL
+      for (int k = 0; k < kHeadDim / 16; ++k) read(m, k, held_[m][k]);
+    }
   }
-}
 
-// acc[m] += a[m] @ rows.T for the rows of a tile from row0 on, 8 for each accumulator.
-template <class T, int kHeadDim, int kRowTiles, int kColTiles>
+  // Rows [16 * m, 16 * m + 16) and columns [16 * k, 16 * k + 16).
+  __device__ __forceinline__ void get(int m, int k, uint32_t (&a)[4]) const {
+    if constexpr (kHeld) {
+      FASTATTN_UNROLL
+      for (int i = 0; i < 4; ++i) a[i] = held_[m][k][i];
+    } else {
+      read(m, k, a);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void read(int m, int k, uint32_t (&a)[4]) const {
+    ldmatrix_x4(SmemTile<kHeadDim>::advance(row_, 2 * k, 16 * m), a);
+  }
+
+  uint32_t row_;
+  uint32_t held_[kHeld ? kRowTiles : 1][kHeadDim / 16][4];
+};
+
+// acc += left @ rows.T for the rows of a tile from row0 on, 8 for each accumulator.
+template <class T, int kHeadDim, int kRowTiles, int kColTiles, bool kHeld>
 __device__ __forceinline__ void multiply_by_rows(float (&acc)[kRowTiles][kColTiles][4],
-                                                 const uint32_t (&a)[kRowTiles][kHeadDim / 16][4],
+                                                 const LeftRows<kHeadDim, kRowTiles, kHeld>& left,
                                                  uint32_t smem, int row0) {
   static_assert(kColTiles % 2 == 0, "one ldmatrix serves two accumulators");
+  using Tile = SmemTile<kHeadDim>;
   const int lane = lane_idx();
+  const uint32_t row = smem + Tile::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
   FASTATTN_UNROLL
   for (int k = 0; k < kHeadDim / 16; ++k) {
+    uint32_t a[kRowTiles][4];
+    FASTATTN_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) left.get(m, k, a[m]);
     FASTATTN_UNROLL
     for (int n = 0; n < kColTiles; n += 2) {
       uint32_t b[4];
-      ldmatrix_x4(smem + SmemTile<kHeadDim>::offset(row0 + 8 * n + lane % 8 + lane / 16 * 8,
-                                                    2 * k + lane / 8 % 2),
-                  b);
+      ldmatrix_x4(Tile::advance(row, 2 * k, row0 + 8 * n), b);
       FASTATTN_UNROLL
       for (int m = 0; m < kRowTiles; ++m) {
-        mma_m16n8k16<T>(acc[m][n], a[m][k], b[0], b[1]);
-        mma_m16n8k16<T>(acc[m][n + 1], a[m][k], b[2], b[3]);
+        mma_m16n8k16<T>(acc[m][n], a[m], b[0], b[1]);
+        mma_m16n8k16<T>(acc[m][n + 1], a[m], b[2], b[3]);
       }
     }
   }
@@ -167,14 +201,15 @@ template <class T, int kHeadDim, int kRowTiles, int kDepthTiles>
 __device__ __forceinline__ void multiply_by_cols(float (&acc)[kRowTiles][kHeadDim / 8][4],
                                                  const uint32_t (&a)[kRowTiles][kDepthTiles][4],
                                                  uint32_t smem, int row0) {
+  using Tile = SmemTile<kHeadDim>;
+  const int lane = lane_idx();
+  const uint32_t row = smem + Tile::offset(lane % 16, lane / 16);
   FASTATTN_UNROLL
   for (int k = 0; k < kDepthTiles; ++k) {
     FASTATTN_UNROLL
     for (int n = 0; n < kHeadDim / 8; n += 2) {
       uint32_t b[4];
-      ldmatrix_x4_trans(
-          smem + SmemTile<kHeadDim>::offset(row0 + 16 * k + lane_idx() % 16, n + lane_idx() / 16),
-          b);
+      ldmatrix_x4_trans(Tile::advance(row, n, row0 + 16 * k), b);
       FASTATTN_UNROLL
       for (int m = 0; m < kRowTiles; ++m) {
         mma_m16n8k16<T>(acc[m][n], a[m][k], b[0], b[1]);
@@ -200,6 +235,7 @@ __device__ __forceinline__ void store_rows(const GlobalRows<T>& dst, int row0, i
                                            const float (&acc)[kRowTiles][Traits::kHeadDim / 8][4],
                                            const float (&scale)[kRowTiles][2]) {
   using Tile = SmemTile<Traits::kHeadDim>;
+  const uint32_t row = smem + Tile::offset(quad_row(), 0) + 2 * quad_col();
   sync_warp();  // the warp has read what lay there
   FASTATTN_UNROLL
   for (int m = 0; m < kRowTiles; ++m) {
@@ -208,7 +244,7 @@ __device__ __forceinline__ void store_rows(const GlobalRows<T>& dst, int row0, i
       FASTATTN_UNROLL
       for (int half = 0; half < 2; ++half) {
         const float x = acc[m][n][2 * half], y = acc[m][n][2 * half + 1];
-        sts(smem + Tile::offset(16 * m + 8 * half + quad_row(), n) + 2 * quad_col(),
+        sts(Tile::advance(row, n, 16 * m + 8 * half),
             pack2<T>(x * scale[m][half], y * scale[m][half]));
       }
     }
