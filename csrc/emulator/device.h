@@ -141,8 +141,9 @@ float2 unpack2(uint32_t word) {
   return {to_float(T{static_cast<uint16_t>(word)}), to_float(T{static_cast<uint16_t>(word >> 16)})};
 }
 
-inline float exp2_fast(float x) { return ::exp2f(x); }
-inline float log2_fast(float x) { return ::log2f(x); }
+inline float flush_denormal(float x) { return ::fabsf(x) < 0x1p-126f ? ::copysignf(0.0f, x) : x; }
+inline float exp2_fast(float x) { return flush_denormal(::exp2f(x)); }
+inline float log2_fast(float x) { return ::log2f(flush_denormal(x)); }
 inline float tanh(float x) { return ::tanhf(x); }
 inline float erff(float x) { return ::erff(x); }
 inline uint32_t umulhi(uint32_t a, uint32_t b) {

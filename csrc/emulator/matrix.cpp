@@ -98,8 +98,8 @@ inline __attribute__((always_inline)) void to_floats(const uint16_t* src, float*
     const Words magnitude = (words & 0x7fffu) << 13;
     const Floats scaled = reinterpret_cast<Floats>(magnitude) * 0x1p112f;
     const Words special = reinterpret_cast<Words>(magnitude >= 0x0f800000u);
-    result = (special & (magnitude | 0x7f800000u)) |
-             (~special & reinterpret_cast<Words>(scaled)) | (words & 0x8000u) << 16;
+    result = (special & (magnitude | 0x7f800000u)) | (~special & reinterpret_cast<Words>(scaled)) |
+             (words & 0x8000u) << 16;
   }
   std::memcpy(dst, &result, sizeof result);
 }
