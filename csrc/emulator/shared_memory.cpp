@@ -119,9 +119,13 @@ void SharedMemory::check_write(const Cell& cell, uint32_t index, uint32_t mask, 
     if (!(mask_of(reads[warp]) & mask)) continue;
     // An instruction of the whole warp has read before any of its lanes goes on.
     if (ordered(reads[warp], warp, actor, Actor::kAllLanes)) continue;
-    report(site, text("race: %s writes byte %u of shared memory, which %s has read, with no %s in "
-                      "between",
-                      what, byte, who(warp, lane_of(reads[warp])).c_str(), missing(warp, actor)));
+    const std::string where =
+        warp == cell.read_warp ? " at " + to_string(cell.read_site) : std::string();
+    report(site,
+           text("race: %s writes byte %u of shared memory, which %s has read%s, with no %s in "
+                "between",
+                what, byte, who(warp, lane_of(reads[warp])).c_str(), where.c_str(),
+                missing(warp, actor)));
   }
   const int writer = cell.write_warp;
   if (!(mask_of(cell.write) & mask) || ordered(cell.write, writer, actor, kSeveralLanes)) return;
@@ -138,8 +142,11 @@ void SharedMemory::read(uint32_t offset, uint32_t bytes, const Actor& actor, con
     const uint32_t index = byte / kCellBytes, first = byte % kCellBytes;
     const uint32_t count = std::min(offset + bytes - byte, kCellBytes - first);
     const uint32_t mask = ((1u << count) - 1) << first;
-    check_read(cells_[index], index, mask, actor, what, site);
+    Cell& cell = cells_[index];
+    check_read(cell, index, mask, actor, what, site);
     if (checks_.races) {
+      cell.read_warp = static_cast<uint8_t>(actor.warp);
+      cell.read_site = site;
       Moment& last = reads_of(index)[actor.warp];
       last = joined(last, time, mask, static_cast<uint32_t>(actor.lane));
     }

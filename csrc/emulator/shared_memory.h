@@ -46,11 +46,10 @@ class SharedMemory {
   using Moment = uint32_t;
 
   struct Cell {
-    Site write_site;
+    Site write_site, read_site;  // of the last ones, by these warps
     Moment write;
-    uint8_t write_warp;
-    uint8_t initialised;  // masks of bytes
-    uint8_t in_flight;
+    uint8_t write_warp, read_warp;
+    uint8_t initialised, in_flight;  // masks of bytes
   };
 
   Moment* reads_of(uint32_t cell) { return &reads_[size_t{cell} * num_warps_]; }

@@ -277,11 +277,15 @@ def test_counters(kernels: Kernels) -> None:
 def test_a_race_is_found_from_either_side(kernels: Kernels) -> None:
     """Whichever of two accesses the schedule puts first."""
     findings = set()
+    both_places = (
+        r"race: .* (has read|wrote) at kernels\.cu:\d+, with no barrier .*\n  at kernels\.cu"
+    )
     for schedule in ("in-order", "reverse"):
         for name in ("read_after_write", "write_after_read"):
             kernels.set_options(schedule=schedule)
             finding = kernels.run(name)
             assert finding is not None
+            assert re.match(both_places, finding)
             findings.add(re.sub(r" byte.*| of warp.*", "", finding, flags=re.DOTALL))
     assert findings == {"race: lds reads", "race: sts writes"}
 

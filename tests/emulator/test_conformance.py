@@ -18,6 +18,7 @@ import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -123,6 +124,17 @@ def mma_statement(words: Words, dtype: torch.dtype) -> list[Column]:
 # ---- numbers and functions ----
 
 
+def number_operands(rng: np.random.Generator, dtype: torch.dtype) -> Words:
+    """Any bits; in every other block numbers half-way between two of 16 bits, or next to that."""
+    words = random_words(rng)
+    lower = rng.integers(0, 2**15 - 1, (BLOCKS // 2, LANES, INPUTS), dtype=np.uint16)
+    neighbours = torch.from_numpy(np.stack([lower, lower + 1]).view(np.int16)).view(dtype)
+    middle = neighbours.double().mean(0).float().numpy()
+    near = middle.view(np.int32) + rng.integers(-1, 2, middle.shape, dtype=np.int32)
+    words[::2] = near.view(np.uint32) | rng.integers(0, 2, middle.shape, dtype=np.uint32) << 31
+    return words
+
+
 def numbers_statement(words: Words, dtype: torch.dtype) -> list[Column]:
     floats = as_floats(words)
     unpacked = from_float16s(words[..., 2], dtype)
@@ -209,24 +221,38 @@ class Operation:
 
 
 HALF, BF16 = torch.float16, torch.bfloat16
+
+
+def ldmatrix(name: str, matrices: int, transposed: bool) -> Operation:
+    return Operation(name, random_words, lambda w: ldmatrix_statement(w, matrices, transposed))
+
+
+def of_dtype(
+    name: str,
+    operands: Callable[[np.random.Generator, torch.dtype], Words],
+    statement: Callable[[Words, torch.dtype], list[Column]],
+    dtype: torch.dtype,
+) -> Operation:
+    return Operation(name, lambda rng: operands(rng, dtype), lambda w: statement(w, dtype))
+
+
 # In the order of kOperations.
 OPERATIONS = [
-    Operation("ldmatrix_x4", random_words, lambda w: ldmatrix_statement(w, 4, False)),
-    Operation("ldmatrix_x4_trans", random_words, lambda w: ldmatrix_statement(w, 4, True)),
-    Operation("ldmatrix_x2", random_words, lambda w: ldmatrix_statement(w, 2, False)),
-    Operation("ldmatrix_x2_trans", random_words, lambda w: ldmatrix_statement(w, 2, True)),
-    Operation("mma_half", lambda rng: mma_operands(rng, HALF), lambda w: mma_statement(w, HALF)),
-    Operation("mma_bf16", lambda rng: mma_operands(rng, BF16), lambda w: mma_statement(w, BF16)),
-    Operation("numbers_half", random_words, lambda w: numbers_statement(w, HALF)),
-    Operation("numbers_bf16", random_words, lambda w: numbers_statement(w, BF16)),
+    ldmatrix("ldmatrix_x4", 4, transposed=False),
+    ldmatrix("ldmatrix_x4_trans", 4, transposed=True),
+    ldmatrix("ldmatrix_x2", 2, transposed=False),
+    ldmatrix("ldmatrix_x2_trans", 2, transposed=True),
+    of_dtype("mma_half", mma_operands, mma_statement, HALF),
+    of_dtype("mma_bf16", mma_operands, mma_statement, BF16),
+    of_dtype("numbers_half", number_operands, numbers_statement, HALF),
+    of_dtype("numbers_bf16", number_operands, numbers_statement, BF16),
     Operation("functions", function_operands, function_statement),
     Operation("shuffles", random_words, shuffle_statement),
     Operation("copies", random_words, copy_statement),
     Operation("accesses", access_operands, access_statement),
 ]
-operations = pytest.mark.parametrize(
-    "number", range(len(OPERATIONS)), ids=lambda i: OPERATIONS[i].name
-)
+NAMES = [operation.name for operation in OPERATIONS]
+operations = pytest.mark.parametrize("number", range(len(OPERATIONS)), ids=NAMES)
 
 
 def operands_of(number: int) -> Words:
@@ -362,4 +388,5 @@ def test_the_gpu_does_what_is_defined(gpu: Callable[[int, Words], Words]) -> Non
     if os.environ.get("FASTATTN_RECORD_CONFORMANCE", "0") not in ("", "0"):
         name = re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower()
         GOLDEN.mkdir(exist_ok=True)
-        np.savez_compressed(GOLDEN / f"{name}.npz", **results)
+        arrays: dict[str, Any] = dict(results)
+        np.savez_compressed(GOLDEN / f"{name}.npz", **arrays)
