@@ -19,7 +19,7 @@ CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -
 INSTALL := $(BIN)/python -m pip install --no-compile -c $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-sanitize lint format build bench dist clean
+.PHONY: help demo test test-sanitize lint format build bench gpu dist clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,10 @@ build: ## Recompile what changed in csrc, in place, warnings as errors
 
 bench: $(DEV_READY) ## Run the benchmarks; options: ARGS="-k dropout"
 	$(BIN)/python -m pytest -q bench --benchmark-columns=median,min,max,rounds $(ARGS)
+
+gpu: ## On a machine with a GPU: build for it, test, record, benchmark; options: ARGS=--quick
+	FASTATTN_CUDA=1 $(MAKE) $(DEV_READY)
+	$(BIN)/python bench/gpu.py $(ARGS)
 
 dist: $(DEV_READY) ## Build the source archive and, from it, the wheel, into dist/
 	rm -rf dist
