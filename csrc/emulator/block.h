@@ -137,6 +137,7 @@ struct Block {
 
   Warp& warp() { return warps[current->warp]; }
   Actor actor() { return {current->warp, current->lane, &warp().clock}; }
+  GlobalMemory::Place thread_place() const { return {index, current->index}; }
 
   // Scheduling, by the thread that runs.
   void wait();  // until woken; its lane must have been taken out of `runnable`

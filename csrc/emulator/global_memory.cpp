@@ -75,42 +75,44 @@ void check_alignment(const char* first, uint32_t bytes, const char* what, Site s
 
 }  // namespace
 
-void GlobalMemory::read(const char* src, uint32_t bytes, uint64_t block, Cache& cache,
+void GlobalMemory::read(const char* src, uint32_t bytes, Place place, Cache& cache,
                         const char* what, Site site) {
   check_alignment(src, bytes, what, site);
   const Buffer& buffer = find(src, bytes, /*writable=*/false, cache.read, what, site);
   Region* region = region_of(src);
   if (!region) return;
-  const uint32_t self = static_cast<uint32_t>(block) + 1;
+  const uint64_t self = place.block + 1;
   const size_t begin = (src - region->begin) / kGranule;
   const size_t end = (src + bytes - region->begin + kGranule - 1) / kGranule;
   for (size_t i = begin; i < end; ++i) {
-    if (const uint32_t writer = region->touched[i].writer.load(std::memory_order_relaxed)) {
-      report(site,
-             text("%s reads byte %td of %s, which block number %u writes in this launch; what is "
-                  "written cannot be read before the kernel ends",
-                  what, src - buffer.begin, buffer.name.c_str(), writer - 1));
+    if (const uint64_t writer = region->touched[i].writer.load(std::memory_order_relaxed)) {
+      report(site, text("%s reads byte %td of %s, which block number %llu writes in this launch; "
+                        "what is written cannot be read before the kernel ends",
+                        what, src - buffer.begin, buffer.name.c_str(),
+                        static_cast<unsigned long long>((writer - 1) / kMaxThreads)));
     }
-    const uint32_t reader = region->touched[i].reader.exchange(self, std::memory_order_relaxed);
+    const uint64_t reader = region->touched[i].reader.exchange(self, std::memory_order_relaxed);
     if (reader != 0 && reader != self) region->touched[i].reader.store(kSeveral);
   }
 }
 
-void GlobalMemory::write(const char* dst, uint32_t bytes, uint64_t block, Cache& cache, Site site) {
+void GlobalMemory::write(const char* dst, uint32_t bytes, Place place, Cache& cache, Site site) {
   check_alignment(dst, bytes, "stg", site);
   const Buffer& buffer = find(dst, bytes, /*writable=*/true, cache.write, "stg", site);
   Region* region = region_of(dst);
-  const uint32_t self = static_cast<uint32_t>(block) + 1;
+  const uint64_t self = place.block * kMaxThreads + place.thread + 1;
   const size_t begin = (dst - region->begin) / kGranule;
   const size_t end = (dst + bytes - region->begin + kGranule - 1) / kGranule;
   for (size_t i = begin; i < end; ++i) {
-    const uint32_t writer = region->touched[i].writer.exchange(self, std::memory_order_relaxed);
-    const uint32_t reader = region->touched[i].reader.load(std::memory_order_relaxed);
+    const uint64_t writer = region->touched[i].writer.exchange(self, std::memory_order_relaxed);
+    const uint64_t reader = region->touched[i].reader.load(std::memory_order_relaxed);
     if (writer != 0 && writer != self) {
-      report(site, text("two writers: blocks number %u and %u both write byte %td of %s",
-                        writer - 1, self - 1, dst - buffer.begin, buffer.name.c_str()));
+      report(site, text("two writers: thread %llu of block number %llu writes byte %td of %s too",
+                        static_cast<unsigned long long>((writer - 1) % kMaxThreads),
+                        static_cast<unsigned long long>((writer - 1) / kMaxThreads),
+                        dst - buffer.begin, buffer.name.c_str()));
     }
-    if (reader != 0 && reader != self) {
+    if (reader != 0 && reader != place.block + 1) {
       report(site, text("stg writes byte %td of %s, which another block reads in this launch",
                         dst - buffer.begin, buffer.name.c_str()));
     }

@@ -30,17 +30,25 @@ class GlobalMemory {
     size_t read = 0, write = 0;
   };
 
-  // Report what is wrong with an access by block number `block`, and remember it.
-  void read(const char* src, uint32_t bytes, uint64_t block, Cache&, const char* what, Site site);
-  void write(const char* dst, uint32_t bytes, uint64_t block, Cache&, Site site);
+  // A thread of the launch: the number of its block, and its own in there.
+  struct Place {
+    uint64_t block;
+    int thread;
+  };
+
+  // Report what is wrong with an access, and remember it.
+  void read(const char* src, uint32_t bytes, Place place, Cache&, const char* what, Site site);
+  void write(const char* dst, uint32_t bytes, Place place, Cache&, Site site);
 
  private:
-  // Per two bytes of memory that may be written: one plus the number of the block, 0 if none.
+  // Of two bytes of memory that may be written: the thread that wrote them, and the block that read
+  // them, both counted from 1; 0 if there is none.
   struct Touched {
-    std::atomic<uint32_t> writer{0}, reader{0};
+    std::atomic<uint64_t> writer{0}, reader{0};
   };
   static constexpr size_t kGranule = 2;
-  static constexpr uint32_t kSeveral = 0xffffffffu;
+  static constexpr uint64_t kMaxThreads = 1024;
+  static constexpr uint64_t kSeveral = ~uint64_t{0};
 
   // Overlapping buffers, at least one of which is writable, merged.
   struct Region {

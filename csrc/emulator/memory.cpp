@@ -42,15 +42,15 @@ void* shared_write(uint32_t addr, uint32_t bytes, Site site) {
 void global_read(const void* src, uint32_t bytes, Site site) {
   Block& block = *current_block;
   block.counters.bytes_loaded += bytes;
-  block.launch->memory->read(static_cast<const char*>(src), bytes, block.index, block.global_cache,
-                             "ldg", site);
+  block.launch->memory->read(static_cast<const char*>(src), bytes, block.thread_place(),
+                             block.global_cache, "ldg", site);
 }
 
 void global_write(void* dst, uint32_t bytes, Site site) {
   Block& block = *current_block;
   block.counters.bytes_stored += bytes;
-  block.launch->memory->write(static_cast<const char*>(dst), bytes, block.index, block.global_cache,
-                              site);
+  block.launch->memory->write(static_cast<const char*>(dst), bytes, block.thread_place(),
+                              block.global_cache, site);
 }
 
 void cp_async(uint32_t dst, const void* src, bool pred, Site site) {
@@ -61,7 +61,7 @@ void cp_async(uint32_t dst, const void* src, bool pred, Site site) {
     report(site, "misaligned: the source of cp_async_16 must be a multiple of 16 bytes");
   }
   if (pred) {
-    block.launch->memory->read(static_cast<const char*>(src), kCopyBytes, block.index,
+    block.launch->memory->read(static_cast<const char*>(src), kCopyBytes, block.thread_place(),
                                block.global_cache, "cp_async_16", site);
     block.counters.bytes_loaded += kCopyBytes;
   }

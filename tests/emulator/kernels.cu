@@ -164,6 +164,7 @@ void copy_past_the_end(Params params) {
 void copy_misaligned(Params params) { cp_async_16(smem_base(), params.input + 1, false); }
 void write_to_the_input(Params params) { stg(const_cast<uint32_t*>(params.input), 0u); }
 void two_writers(Params params) { stg(params.output + tid(), 0u); }
+void two_threads_write(Params params) { stg(params.output + tid() / 2, 0u); }
 void read_the_output(Params params) {
   stg(params.output + tid(), 1u);
   ldg(params.output + tid());  // finding: read_the_output
@@ -284,6 +285,7 @@ const Case kCases[] = {
     {"copy_misaligned", copy_misaligned},
     {"write_to_the_input", write_to_the_input},
     {"two_writers", two_writers},
+    {"two_threads_write", two_threads_write},
     {"read_the_output", read_the_output},
     {"write_what_another_block_reads", write_what_another_block_reads},
     {"blocks_write_halves_of_a_word", blocks_write_halves_of_a_word},

@@ -197,7 +197,15 @@ def test_two_blocks_write_one_word(kernels: Kernels, threads: int) -> None:
     kernels.set_options(threads=threads)
     finding = kernels.run("two_writers", grid=2)
     assert finding is not None
-    assert re.search("two writers: blocks number [01] and [01] both write .* of output", finding)
+    assert re.search(
+        r"two writers: thread \d+ of block number [01] writes byte .* of output", finding
+    )
+
+
+def test_two_threads_write_one_word(kernels: Kernels) -> None:
+    finding = kernels.run("two_threads_write")
+    assert finding is not None
+    assert re.search(r"two writers: thread \d+ of block number 0 writes byte .* of output", finding)
 
 
 def test_a_block_writes_what_another_reads(kernels: Kernels) -> None:
