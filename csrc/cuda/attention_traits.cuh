@@ -6,7 +6,7 @@
 #include <stdexcept>
 
 #include "cuda/attention.h"
-#include "cuda/tile.cuh"
+#include "cuda/mask.cuh"
 
 namespace fastattn::cuda {
 
@@ -28,7 +28,7 @@ constexpr int kNumWarps = 4;
 // A warp with two tiles of rows multiplies each fragment it reads from shared memory twice; one
 // with one leaves registers for wide rows. ptxas 13.0 reports no spill for sm_75 to sm_120.
 constexpr Shape fwd_shape(int head_dim, bool general) {
-  return {head_dim <= 64 && !general ? 2 : 1, head_dim <= 96 || !general ? 64 : 32};
+  return {head_dim <= 64 && !general ? 2 : 1, 64};
 }
 constexpr Shape dkdv_shape(int head_dim, bool general) {
   return {head_dim <= 32 && !general ? 2 : 1, head_dim <= 64 ? 64 : head_dim <= 96 ? 32 : 16};
@@ -54,11 +54,6 @@ struct Traits {
 // Rows of one side that a block owns.
 constexpr int owned_rows(Shape shape) { return kNumWarps * kFragmentRows * shape.row_tiles; }
 
-inline bool has_general_options(const AttentionParams& params) {
-  return params.bias.data != nullptr || params.alibi_slopes != nullptr || params.softcap > 0 ||
-         params.window_left >= 0 || params.window_right >= 0 || !(params.softmax_scale > 0);
-}
-
 inline bool are_aligned(const AttentionParams& params) {
   const auto aligned = [&](const TensorRef& ref) { return is_aligned(ref, params.head_dim); };
   return aligned(params.q) && aligned(params.k) && aligned(params.v) && aligned(params.out);
@@ -71,7 +66,8 @@ inline bool are_aligned(const AttentionBwdParams& params) {
 
 template <class T, int kHeadDim, class Params, class Function>
 void dispatch_variant(const Params& params, const Function& function) {
-  if (has_general_options(params) || !are_aligned(params)) {
+  const bool windowed = params.window_left >= 0 || params.window_right >= 0;
+  if (has_score_options(params) || windowed || !are_aligned(params)) {
     function(Traits<T, kHeadDim, Variant::kGeneral>{});
   } else if (params.drop_threshold != 0) {
     function(Traits<T, kHeadDim, Variant::kDropout>{});

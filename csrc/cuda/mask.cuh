@@ -37,6 +37,12 @@ struct ScorePlace {
   }
 };
 
+// Whether more happens to a score than a multiplication by a positive number.
+__host__ __device__ __forceinline__ bool has_score_options(const AttentionParams& params) {
+  return params.bias.data != nullptr || params.alibi_slopes != nullptr || params.softcap > 0 ||
+         !(params.softmax_scale > 0);
+}
+
 // The rule for one head of one sequence.
 template <class Traits>
 class ScoreRule {
@@ -46,7 +52,8 @@ class ScoreRule {
       : params_(params),
         seqlen_q_(sequence.seqlen_q),
         seqlen_k_(sequence.seqlen_k),
-        scale_(static_cast<float>(params.softmax_scale)) {
+        scale_(static_cast<float>(params.softmax_scale)),
+        only_scale_(!Traits::kGeneral || !has_score_options(params)) {
     if constexpr (Traits::kGeneral) {
       if (params.bias.data != nullptr) {
         bias_ = static_cast<const float*>(params.bias.data) +
@@ -60,24 +67,22 @@ class ScoreRule {
     }
   }
 
-  // What the results of apply are still to be multiplied by.
-  __device__ __forceinline__ float factor() const {
-    return Traits::kGeneral ? 1.0f : scale_ * kLog2E;
-  }
+  // What the results of apply are still to be multiplied by: one multiplication, fused into the
+  // exponent, is all that most scores need.
+  __device__ __forceinline__ float factor() const { return only_scale_ ? scale_ * kLog2E : 1.0f; }
 
   // Replaces products by scores. `capped` gets the tanh of the softcap, if there is one.
   template <bool kTransposed, int kColTiles>
   __device__ __forceinline__ void apply(float (&s)[kColTiles][4], float (&capped)[kColTiles][4],
                                         ScorePlace<kTransposed> place) const {
     if constexpr (Traits::kGeneral) {
-      scale_and_cap(s, capped);
-      if (params_.bias.data != nullptr) add_bias(s, place);
-      if (params_.alibi_slopes != nullptr) add_alibi(s, place);
-      for_each(s, [](float x, int, int) {
-        // A finite score stays finite, so that a row of -FLT_MAX is uniform as in plain softmax.
-        return x == -kInfinity ? x : fmaxf(x * kLog2E, -kLargest);
-      });
-      if (params_.window_left >= 0 || params_.window_right >= 0) mask_window(s, place);
+      // Each tile is done with before the next begins, which keeps the addresses of few in
+      // registers.
+      FASTATTN_UNROLL
+      for (int n = 0; n < kColTiles; ++n) {
+        if (!only_scale_) apply_options(s[n], capped[n], place, n);
+        if (params_.window_left >= 0 || params_.window_right >= 0) mask_window(s[n], place, n);
+      }
     }
   }
 
@@ -87,8 +92,8 @@ class ScoreRule {
 
   // 2^(s2 - lse2). Where the bias is -FLT_MAX no digit of the difference is left: p is at most 1.
   __device__ __forceinline__ float weight(float s, float lse2) const {
-    if constexpr (Traits::kGeneral) return exp2_fast(fminf(s - lse2, 0.0f));
-    return exp2_fast(s * factor() - lse2);
+    const float exponent = s * factor() - lse2;
+    return exp2_fast(only_scale_ ? exponent : fminf(exponent, 0.0f));
   }
 
   // The keys that `rows` queries from row0 on can see are all in [first_col, end_col).
@@ -117,51 +122,50 @@ class ScoreRule {
   }
   __device__ __forceinline__ int64_t diagonal() const { return int64_t{seqlen_k_} - seqlen_q_; }
 
-  template <int kColTiles, class Function>
-  __device__ __forceinline__ static void for_each(float (&s)[kColTiles][4],
-                                                  const Function& function) {
+  template <class Function>
+  __device__ __forceinline__ static void for_each(float (&s)[4], const Function& function) {
     FASTATTN_UNROLL
-    for (int n = 0; n < kColTiles; ++n) {
-      FASTATTN_UNROLL
-      for (int i = 0; i < 4; ++i) s[n][i] = function(s[n][i], n, i);
-    }
+    for (int i = 0; i < 4; ++i) s[i] = function(s[i], i);
   }
 
-  template <int kColTiles>
-  __device__ __forceinline__ void scale_and_cap(float (&s)[kColTiles][4],
-                                                float (&capped)[kColTiles][4]) const {
-    if (params_.softcap <= 0) {
-      for_each(s, [&](float x, int, int) { return x * scale_; });
-      return;
+  template <class Place>
+  __device__ __forceinline__ void apply_options(float (&s)[4], float (&capped)[4], Place place,
+                                                int n) const {
+    if (params_.softcap > 0) {
+      const float softcap = static_cast<float>(params_.softcap);
+      const float scale = static_cast<float>(params_.softmax_scale / params_.softcap);
+      for_each(s, [&](float x, int i) { return softcap * (capped[i] = tanh(x * scale)); });
+    } else {
+      for_each(s, [&](float x, int) { return x * scale_; });
     }
-    const float softcap = static_cast<float>(params_.softcap);
-    const float scale = static_cast<float>(params_.softmax_scale / params_.softcap);
-    for_each(s, [&](float x, int n, int i) { return softcap * (capped[n][i] = tanh(x * scale)); });
+    if (params_.bias.data != nullptr) add_bias(s, place, n);
+    if (params_.alibi_slopes != nullptr) {
+      const int diagonal = seqlen_k_ - seqlen_q_;
+      for_each(s, [&](float x, int i) {
+        const int distance = place.row(n, i) + diagonal - place.col(n, i);
+        return x - slope_ * static_cast<float>(distance < 0 ? -distance : distance);
+      });
+    }
+    for_each(s, [](float x, int) {
+      // A finite score stays finite, so that a row of -FLT_MAX is uniform as in plain softmax.
+      return x == -kInfinity ? x : fmaxf(x * kLog2E, -kLargest);
+    });
   }
 
-  template <int kColTiles, class Place>
-  __device__ __forceinline__ void add_bias(float (&s)[kColTiles][4], Place place) const {
-    for_each(s, [&](float x, int n, int i) {
+  template <class Place>
+  __device__ __forceinline__ void add_bias(float (&s)[4], Place place, int n) const {
+    for_each(s, [&](float x, int i) {
       const int row = place.row(n, i), col = place.col(n, i);
       if (row >= seqlen_q_ || col >= seqlen_k_) return x;
       return x + ldg(bias_ + row * params_.bias.strides[2] + col * params_.bias.strides[3]);
     });
   }
 
-  template <int kColTiles, class Place>
-  __device__ __forceinline__ void add_alibi(float (&s)[kColTiles][4], Place place) const {
-    const int diagonal = seqlen_k_ - seqlen_q_;
-    for_each(s, [&](float x, int n, int i) {
-      const int distance = place.row(n, i) + diagonal - place.col(n, i);
-      return x - slope_ * static_cast<float>(distance < 0 ? -distance : distance);
-    });
-  }
-
-  template <int kColTiles, class Place>
-  __device__ __forceinline__ void mask_window(float (&s)[kColTiles][4], Place place) const {
+  template <class Place>
+  __device__ __forceinline__ void mask_window(float (&s)[4], Place place, int n) const {
     const int64_t left = params_.window_left, right = params_.window_right;
     const int diagonal = seqlen_k_ - seqlen_q_;
-    for_each(s, [&](float x, int n, int i) {
+    for_each(s, [&](float x, int i) {
       const int distance = place.col(n, i) - place.row(n, i) - diagonal;
       const bool seen = (left < 0 || distance >= -left) && (right < 0 || distance <= right);
       return seen ? x : -kInfinity;
@@ -171,6 +175,7 @@ class ScoreRule {
   const AttentionParams& params_;
   const int seqlen_q_, seqlen_k_;
   const float scale_;
+  const bool only_scale_;
   const float* bias_ = nullptr;
   float slope_ = 0.0f;
 };
