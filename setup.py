@@ -216,7 +216,10 @@ class CMakeBuild(build_ext):
         run("compile", [configure[0], "--build", str(build_dir), "--parallel", jobs])
         for target in targets:
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(build_dir / target.name, target)
+            # In one step: a process that has the old module mapped keeps it.
+            new = target.with_suffix(".new")
+            shutil.copy2(build_dir / target.name, new)
+            new.replace(target)
         print(f"fastattn: built {cuda}", flush=True)
 
 

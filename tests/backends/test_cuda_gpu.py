@@ -33,7 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dropout": {"dropout_p": 0.1},
     "causal": {"causal": True},
     "window, softcap": {"window": (40, 9), "softcap": 5.0},
-    "bias": {"bias_shape": (1, 4, 1, 1)},
+    "bias": {"bias_shape": (1, 4, 200, 200)},
     "grouped heads, dropout": {"num_heads_kv": 2, "dropout_p": 0.2},
 }
 
