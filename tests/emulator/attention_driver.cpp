@@ -89,6 +89,15 @@ void run(const Call& call, bool backward) {
 
 }  // namespace
 
+extern "C" void set_options(uint64_t seed, int threads, int schedule, int compute_capability) {
+  emulator::Options options;
+  options.seed = seed;
+  options.threads = threads;
+  options.schedule = static_cast<emulator::Schedule>(schedule);
+  options.compute_capability = compute_capability;
+  emulator::set_options(options);
+}
+
 // Forward, then backward. Returns what was found, or null.
 extern "C" const char* attention(const Call* call) {
   static std::string message;

@@ -17,8 +17,8 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 CXX = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-DFASTATTN_EMULATE"]
 
-CompileObject = Callable[[Path, Path], Path]
-CompileLibrary = Callable[[str, Sequence[tuple[Path, Path]]], ctypes.CDLL]
+CompileObject = Callable[..., Path]
+CompileLibrary = Callable[..., ctypes.CDLL]
 
 
 def _run(command: Sequence[str]) -> None:
@@ -38,18 +38,18 @@ def build_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def compile_object(build_folder: Path) -> CompileObject:
-    """compile_object(include, source) -> the object file, made by whoever needs it first."""
+    """compile_object(include, source, *flags) -> its object, made by whoever needs it first."""
     if shutil.which(CXX) is None:
         pytest.skip(f"there is no C++ compiler {CXX}")
 
-    def compile_object(include: Path, source: Path) -> Path:
-        key = hashlib.sha256(f"{source} {include}".encode()).hexdigest()[:16]
+    def compile_object(include: Path, source: Path, *flags: str) -> Path:
+        key = hashlib.sha256(f"{source} {include} {flags}".encode()).hexdigest()[:16]
         target = build_folder / f"{source.stem}-{key}.o"
         with filelock.FileLock(f"{target}.lock"):
             if not target.exists():
                 partial = target.with_suffix(".partial")
                 language = ["-x", "c++", str(source)]
-                _run([CXX, *FLAGS, f"-I{include}", "-c", *language, "-o", str(partial)])
+                _run([CXX, *FLAGS, *flags, f"-I{include}", "-c", *language, "-o", str(partial)])
                 partial.rename(target)
         return target
 
@@ -58,11 +58,13 @@ def compile_object(build_folder: Path) -> CompileObject:
 
 @pytest.fixture(scope="session")
 def compile_library(build_folder: Path, compile_object: CompileObject) -> CompileLibrary:
-    """compile_library(name, [(include, source), ...]) -> those and the emulator, loaded."""
+    """compile_library(name, [(include, source), ...], *flags) -> those and the emulator, loaded."""
 
-    def compile_library(name: str, sources: Sequence[tuple[Path, Path]]) -> ctypes.CDLL:
+    def compile_library(
+        name: str, sources: Sequence[tuple[Path, Path]], *flags: str
+    ) -> ctypes.CDLL:
         runtime = [(CSRC, source) for source in sorted((CSRC / "emulator").glob("*.cpp"))]
-        objects = [compile_object(include, source) for include, source in [*runtime, *sources]]
+        objects = [compile_object(*source, *flags) for source in [*runtime, *sources]]
         target = build_folder / f"{name}-{os.getpid()}.so"
         _run([CXX, "-shared", "-o", str(target), *map(str, objects), "-lpthread"])
         return ctypes.CDLL(str(target))

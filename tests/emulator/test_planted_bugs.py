@@ -396,8 +396,8 @@ def cases() -> list[Case]:
     ]
 
 
-def outcome(library: ctypes.CDLL, case: Case) -> str | None:
-    """What is wrong with the kernels in a case, or None."""
+def run(library: ctypes.CDLL, case: Case) -> testing.Outputs | str:
+    """The results of the kernels in a case, or what the emulator found."""
     inputs = case.inputs
     packed = "cu_seqlens_q" in inputs.options
     q, k = inputs.q, inputs.k
@@ -429,7 +429,14 @@ def outcome(library: ctypes.CDLL, case: Case) -> str | None:
     if finding is not None:
         return str(finding.decode())
     names = ("out", "lse", "dq", "dk", "dv")
-    ours = testing.Outputs(**{name: tensors[name] for name in names}, dbias=None)
+    return testing.Outputs(**{name: tensors[name] for name in names}, dbias=None)
+
+
+def outcome(library: ctypes.CDLL, case: Case) -> str | None:
+    """What is wrong with the kernels in a case, or None."""
+    ours = run(library, case)
+    if isinstance(ours, str):
+        return ours
     try:
         testing.assert_outputs_as_accurate_as(ours, case.eager, case.truth)
     except AssertionError as error:
@@ -484,6 +491,29 @@ def test_without_a_bug_there_is_no_finding(build: Build, cases: list[Case]) -> N
     library = build(None)
     for case in cases:
         assert outcome(library, case) is None
+
+
+def test_results_depend_on_no_schedule_and_no_part(build: Build, cases: list[Case]) -> None:
+    """The same bits in whatever order threads run, and where copies are not asynchronous."""
+    library = build(None)
+    expected = run(library, cases[0])
+    assert not isinstance(expected, str)
+    random, in_order, reverse = range(3)
+    try:
+        for seed, threads, schedule, capability in [
+            (2, 2, random, 80),
+            (3, 1, random, 90),
+            (1, 1, in_order, 80),
+            (1, 2, reverse, 80),
+            (1, 1, random, 75),
+        ]:
+            library.set_options(ctypes.c_uint64(seed), threads, schedule, capability)
+            results = run(library, cases[0])
+            assert not isinstance(results, str), results
+            for ours, theirs in zip(results[:-1], expected[:-1], strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    finally:
+        library.set_options(ctypes.c_uint64(1), 1, random, 80)
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
