@@ -119,6 +119,15 @@ def test_emulated_kernels_are_never_chosen_unasked(monkeypatch):
     torch.testing.assert_close(bias_gelu(q), bias_gelu(q, backend="reference"), rtol=0, atol=0)
 
 
+def test_the_compiler_asks_whether_there_is_a_gpu():
+    """A call that the CPU kernels do not serve, so that all backends are asked in the trace."""
+    q, k, v = torch.randn(3, 1, 5, 2, 300).unbind()
+    torch.compiler.reset()
+    compiled = torch.compile(fastattn.attention, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(q, k, v), fastattn.attention(q, k, v))
+    torch.compiler.reset()
+
+
 def test_tensors_elsewhere_are_refused(monkeypatch):
     elsewhere = CALL._replace(device_type="meta")
     assert CUDA._device_reasons("meta") == ["tensors must be on a GPU, got meta"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
 
 from fastattn.backends import cpu
 from fastattn.backends.cuda.kernels import Kernels
+from fastattn.backends.cuda.order import constant_for_the_compiler
 
 MIN_CAPABILITY = (7, 5)
 # Codes of the CUDA runtime (driver_types.h).
@@ -70,9 +70,17 @@ def build_info() -> dict[str, Any]:
     return info
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
+_reasons: list[str | None] = []  # what was found out; it holds for the process
+
+
+@constant_for_the_compiler
 def _unavailable_reason() -> str | None:
+    if not _reasons:
+        _reasons.append(_find_unavailable_reason())
+    return _reasons[0]
+
+
+def _find_unavailable_reason() -> str | None:
     skipped = build_info()["skipped"]
     if skipped is not None:
         return f"there are no CUDA kernels in this installation: {skipped}"
@@ -84,12 +92,12 @@ def _unavailable_reason() -> str | None:
     return reason
 
 
-@torch.compiler.assume_constant_result
+@constant_for_the_compiler
 def _capability() -> tuple[int, int]:
     return torch.cuda.get_device_capability()
 
 
-@torch.compiler.assume_constant_result
+@constant_for_the_compiler
 def _architecture_reason() -> str | None:
     return architecture_reason(torch.cuda.get_device_capability(), build_info()["architectures"])
 
