@@ -4,8 +4,8 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <mutex>
-#include <string>
 #include <vector>
 
 #include "emulator/bank_conflicts.h"
@@ -47,7 +47,10 @@ struct Launch {
 
   std::mutex mutex;  // of what follows
   std::atomic<bool> failed{false};
-  std::string finding;
+  std::exception_ptr error;
+
+  // Ends it, with the first error.
+  void fail(std::exception_ptr with);
 };
 
 struct Copy {
@@ -112,8 +115,7 @@ class Random {
 
 // Kept from block to block for the memory it holds.
 struct Block {
-  const Launch* launch = nullptr;
-  Launch* outcome = nullptr;
+  Launch* launch = nullptr;
   cuda::uint3 idx{};
   uint64_t index = 0;
   int num_threads = 0, num_warps = 0;

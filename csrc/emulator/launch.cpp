@@ -62,7 +62,7 @@ cuda::dim3 block_dim() { return current_block->launch->block; }
 cuda::dim3 grid_dim() { return current_block->launch->grid; }
 
 void Block::prepare(Launch& with, uint64_t block_index) {
-  launch = outcome = &with;
+  launch = &with;
   index = block_index;
   idx = place(block_index, with.grid);
   num_threads = static_cast<int>(count_of(with.block));
@@ -119,11 +119,15 @@ void launch(cuda::dim3 grid, cuda::dim3 block, uint32_t smem_bytes, void (*body)
   const uint64_t num_blocks = count_of(grid);
   std::atomic<uint64_t> next{0};
   const auto work = [&] {
-    const BlockLease lease;
-    while (!launch.failed) {
-      const uint64_t position = next++;
-      if (position >= num_blocks) break;
-      lease->run(launch, block_at(position, num_blocks, launch.options));
+    try {
+      const BlockLease lease;
+      while (!launch.failed) {
+        const uint64_t position = next++;
+        if (position >= num_blocks) break;
+        lease->run(launch, block_at(position, num_blocks, launch.options));
+      }
+    } catch (...) {  // out of memory
+      launch.fail(std::current_exception());
     }
   };
   const uint64_t workers = std::min<uint64_t>(launch.options.threads, num_blocks);
@@ -132,7 +136,7 @@ void launch(cuda::dim3 grid, cuda::dim3 block, uint32_t smem_bytes, void (*body)
   work();
   for (std::thread& other : others) other.join();
   count_launch();
-  if (launch.failed) throw Finding(launch.finding);
+  if (launch.failed) std::rethrow_exception(launch.error);
 }
 
 }  // namespace fastattn::emulator

@@ -3,6 +3,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "emulator/block.h"
 
@@ -22,18 +23,18 @@ std::string to_string(Site site) {
   return text("%s:%d", slash ? slash + 1 : site.file, site.line);
 }
 
+void Launch::fail(std::exception_ptr with) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (!failed.exchange(true)) error = std::move(with);
+}
+
 void report(Site site, const std::string& message) {
   Block& block = *current_block;
   const Thread& thread = *block.current;
-  Launch& launch = *block.outcome;
-  {
-    const std::lock_guard<std::mutex> lock(launch.mutex);
-    if (!launch.failed.exchange(true)) {
-      launch.finding = message + text("\n  at %s, block (%u, %u, %u), thread %d (warp %d, lane %d)",
-                                      to_string(site).c_str(), block.idx.x, block.idx.y,
-                                      block.idx.z, thread.index, thread.warp, thread.lane);
-    }
-  }
+  const std::string where =
+      text("\n  at %s, block (%u, %u, %u), thread %d (warp %d, lane %d)", to_string(site).c_str(),
+           block.idx.x, block.idx.y, block.idx.z, thread.index, thread.warp, thread.lane);
+  block.launch->fail(std::make_exception_ptr(Finding(message + where)));
   block.stop();
 }
 
