@@ -57,6 +57,7 @@ class Cuda(NamedTuple):
     """How the CUDA kernels will be built, or why not."""
 
     nvcc: str = ""
+    toolkit: str = ""  # the folder with its bin, include and lib
     version: str = ""
     architectures: tuple[int, ...] = ()
     skipped: str = ""
@@ -64,6 +65,7 @@ class Cuda(NamedTuple):
     def cmake_args(self) -> list[str]:
         return [
             f"-DFASTATTN_NVCC={self.nvcc}",
+            f"-DFASTATTN_CUDA_TOOLKIT={self.toolkit}",
             f"-DFASTATTN_NVCC_VERSION={self.version}",
             f"-DFASTATTN_CUDA_ARCHITECTURES={';'.join(map(str, self.architectures))}",
             f"-DFASTATTN_CUDA_SKIPPED={self.skipped}",
@@ -88,9 +90,12 @@ def find_cuda() -> Cuda:
     if nvcc is not None:
         version = re.search(r"release [\d.]+, V([\d.]+)", output(nvcc, "--version"))
         supported = set(re.findall(r"\d+", output(nvcc, "--list-gpu-code")))
-        if version and supported:
+        # It may be a link or a script, such as Debian's; nvcc itself knows where the rest is.
+        top = re.search(r"#\$ TOP=(.+)", output(nvcc, "--dryrun", "-x", "cu", "-c", os.devnull))
+        if version and supported and top:
             known = [number for number in CUDA_ARCHITECTURES if str(number) in supported]
-            return Cuda(nvcc, version[1], choose_architectures(known))
+            toolkit = str(Path(top[1].strip()).resolve())
+            return Cuda(nvcc, toolkit, version[1], choose_architectures(known))
         reason = f"{nvcc} did not run when it was built"
     elif home:
         reason = f"there was no nvcc in CUDA_HOME, {home}, when it was built"
@@ -137,7 +142,7 @@ def output(*command: str) -> str:
     if shutil.which(command[0]) is None:
         return ""
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout if result.returncode == 0 else ""
+    return result.stdout + result.stderr if result.returncode == 0 else ""
 
 
 def find_compiler() -> str:

@@ -9,14 +9,12 @@ if(NOT FASTATTN_NVCC)
   return()
 endif()
 
-# .../bin/nvcc -> ...; a toolkit of the system has lib64, the wheels have lib.
-cmake_path(GET FASTATTN_NVCC PARENT_PATH cuda_bin)
-cmake_path(GET cuda_bin PARENT_PATH cuda_toolkit)
-file(REAL_PATH ${cuda_toolkit} cuda_toolkit)
+# A toolkit of the system has lib64, the wheels have lib, Debian's has neither.
 find_library(FASTATTN_CUDART cudart_static REQUIRED NO_DEFAULT_PATH
-  PATHS ${cuda_toolkit}/lib64 ${cuda_toolkit}/lib /usr/lib/${CMAKE_SYSTEM_PROCESSOR}-linux-gnu)
+  PATHS ${FASTATTN_CUDA_TOOLKIT}/lib64 ${FASTATTN_CUDA_TOOLKIT}/lib
+        /usr/lib/${CMAKE_SYSTEM_PROCESSOR}-linux-gnu)
 find_path(FASTATTN_CUDA_INCLUDE cuda_runtime_api.h REQUIRED NO_DEFAULT_PATH
-  PATHS ${cuda_toolkit}/include /usr/include)
+  PATHS ${FASTATTN_CUDA_TOOLKIT}/include /usr/include)
 
 # Code for each architecture and no PTX: what was not compiled is refused with a word, where a driver
 # would spend minutes on compiling it.
