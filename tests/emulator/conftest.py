@@ -56,6 +56,33 @@ def compile_object(build_folder: Path) -> CompileObject:
     return compile_object
 
 
+def _replace_once(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    count = text.count(old)
+    assert count == 1, f"{path.name} must contain this once, not {count} times:\n{old}"
+    path.write_text(text.replace(old, new))
+
+
+@pytest.fixture(scope="session")
+def changed_sources(build_folder: Path) -> Callable[[Sequence[tuple[str, str, str]]], Path]:
+    """changed_sources([(file of csrc/cuda, old, new), ...]) -> csrc with those changes."""
+
+    def changed_sources(changes: Sequence[tuple[str, str, str]]) -> Path:
+        key = hashlib.sha256(repr(changes).encode()).hexdigest()[:16]
+        target = build_folder / f"sources-{key}"
+        with filelock.FileLock(f"{target}.lock"):
+            if not target.exists():
+                partial = target.with_suffix(".partial")
+                ignored = shutil.ignore_patterns("cpu", "bindings")
+                shutil.copytree(CSRC, partial, ignore=ignored, dirs_exist_ok=True)
+                for file, old, new in changes:
+                    _replace_once(partial / "cuda" / file, old, new)
+                partial.rename(target)
+        return target
+
+    return changed_sources
+
+
 @pytest.fixture(scope="session")
 def compile_library(build_folder: Path, compile_object: CompileObject) -> CompileLibrary:
     """compile_library(name, [(include, source), ...], *flags) -> those and the emulator, loaded."""

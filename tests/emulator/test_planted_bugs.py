@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import ctypes
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import pytest
 import torch
 
 from fastattn import dropout, testing
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
 DRIVER = Path(__file__).with_name("attention_driver.cpp")
 UNITS = ("attention_fwd", "attention_bwd", "attention_dkdv", "attention_dq", "attention_dbias")
 
@@ -28,12 +25,15 @@ UNITS = ("attention_fwd", "attention_bwd", "attention_dkdv", "attention_dq", "at
 _HEAD_DIM = "  if (head_dim <= {0}) return function(std::integral_constant<int, {0}>{{}});\n"
 _VARIANT = "    function(Traits<T, kHeadDim, Variant::{}>{{}});\n"
 ONE_INSTANTIATION = [
-    ("  if (dtype == ElementType::kBFloat16) return function(bf16_t{});\n", ""),
-    (_HEAD_DIM.format(32), ""),
-    (_HEAD_DIM.format(96), ""),
-    (_HEAD_DIM.format("kMaxHeadDim"), ""),
-    (_VARIANT.format("kGeneral"), '    throw std::invalid_argument("not compiled");\n'),
-    (_VARIANT.format("kPlain"), _VARIANT.format("kDropout")),
+    ("attention_traits.cuh", old, new)
+    for old, new in [
+        ("  if (dtype == ElementType::kBFloat16) return function(bf16_t{});\n", ""),
+        (_HEAD_DIM.format(32), ""),
+        (_HEAD_DIM.format(96), ""),
+        (_HEAD_DIM.format("kMaxHeadDim"), ""),
+        (_VARIANT.format("kGeneral"), '    throw std::invalid_argument("not compiled");\n'),
+        (_VARIANT.format("kPlain"), _VARIANT.format("kDropout")),
+    ]
 ]
 
 
@@ -46,10 +46,11 @@ class Bug:
     old: str
     new: str
     shows: str
-    unit: str = ""  # what is compiled with the mistake; default: the file
+    in_unit: str = ""  # what is compiled with the mistake; default: the file
 
-    def units(self) -> tuple[str, ...]:
-        return (self.unit or self.file.removesuffix(".cu"),)
+    @property
+    def unit(self) -> str:
+        return self.in_unit or self.file.removesuffix(".cu")
 
 
 WRONG = "wrong result"
@@ -444,43 +445,21 @@ def outcome(library: ctypes.CDLL, case: Case) -> str | None:
     return None
 
 
-def replace_once(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert text.count(old) == 1, (
-        f"{path.name} must contain once, not {text.count(old)} times:\n{old}"
-    )
-    path.write_text(text.replace(old, new))
-
-
-def copy_sources(folder: Path) -> Path:
-    """A copy of the kernels with one instantiation each."""
-    if not folder.exists():
-        shutil.copytree(CSRC, folder, ignore=shutil.ignore_patterns("cpu", "bindings"))
-        for old, new in ONE_INSTANTIATION:
-            replace_once(folder / "cuda" / "attention_traits.cuh", old, new)
-    return folder
-
-
 Build = Callable[["Bug | None"], ctypes.CDLL]
 
 
 @pytest.fixture(scope="module")
 def build(
-    build_folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    compile_library: Callable[..., ctypes.CDLL],
+    changed_sources: Callable[..., Path], compile_library: Callable[..., ctypes.CDLL]
 ) -> Build:
     """build(bug) -> the kernels with that bug, or without any."""
 
     def build(bug: Bug | None) -> ctypes.CDLL:
-        with filelock.FileLock(build_folder / "sources.lock"):
-            right = copy_sources(build_folder / "sources")
+        right = changed_sources(ONE_INSTANTIATION)
         sources = {unit: (right, right / "cuda" / f"{unit}.cu") for unit in UNITS}
         if bug is not None:
-            wrong = copy_sources(tmp_path_factory.mktemp("bug") / "csrc")
-            replace_once(wrong / "cuda" / bug.file, bug.old, bug.new)
-            for unit in bug.units():
-                sources[unit] = (wrong, wrong / "cuda" / f"{unit}.cu")
+            wrong = changed_sources([*ONE_INSTANTIATION, (bug.file, bug.old, bug.new)])
+            sources[bug.unit] = (wrong, wrong / "cuda" / f"{bug.unit}.cu")
         name = re.sub(r"\W+", "-", bug.name if bug else "attention")
         return compile_library(name, [(right, DRIVER), *sources.values()])
 
