@@ -42,13 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 
 
-# Where a CPU plays a GPU, a call takes long: with its gradients a second in Triton's interpreter, a
-# tenth of that in the emulator of CUDA. So by default these get a sample of the cases of each test.
-SAMPLES = {triton.NAME: 10, EMULATED.NAME: 24}
-ALL_CASES = {
-    triton.NAME: os.environ.get("FASTATTN_TEST_ALL_TRITON", "0") not in ("", "0"),
-    EMULATED.NAME: os.environ.get("FASTATTN_TEST_ALL_EMULATED", "0") not in ("", "0"),
-}
+# Triton's interpreter takes about a second for a call with its gradients, so by default it gets a
+# sample of the cases of each test. The emulator of CUDA takes a tenth of that, and gets all.
+ALL_TRITON_CASES = os.environ.get("FASTATTN_TEST_ALL_TRITON", "0") not in ("", "0")
+TRITON_SAMPLE = 10
 # Element types that they refuse; refusals have their own tests.
 REFUSED = {triton.NAME: {torch.float64}, EMULATED.NAME: {torch.float32, torch.float64}}
 # Tests of float64 that do not say so in a parameter.
@@ -63,7 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     by_test: dict[object, list[pytest.Item]] = {}
     for item in items:
         backend = _backend_of(item)
-        if backend in SAMPLES:
+        if backend in REFUSED:
             by_test.setdefault((getattr(item, "function", None), backend), []).append(item)
     kept = {id(item) for cases in by_test.values() for item in _sample(cases)}
     dropped = {id(item) for cases in by_test.values() for item in cases} - kept
@@ -96,14 +93,12 @@ def _sample(cases: list[pytest.Item]) -> list[pytest.Item]:
         for case in cases
         if not _is_refused(case, backend) and not case.name.startswith(FLOAT64_TESTS)
     ]
-    if ALL_CASES[backend]:
+    if ALL_TRITON_CASES or backend == EMULATED.NAME:
         return served
     if any(hasattr(getattr(case, "function", None), "hypothesis") for case in served):
-        # Dozens of calls in one test; tests/backends/test_triton.py has fewer.
-        return [] if backend == triton.NAME else served
+        return []  # dozens of calls in one test; tests/backends/test_triton.py has fewer
     # A step that has no divisor in common with the number of dtypes meets all of them.
-    sizes = (1, 5, 7, 11, 13, 17)
-    step = next(step for step in sizes if len(served) <= step * SAMPLES[backend])
+    step = next(step for step in (1, 5, 7, 11, 13, 17) if len(served) <= step * TRITON_SAMPLE)
     return served[::step]
 
 
