@@ -42,8 +42,9 @@ def steps(quick: bool) -> dict[str, list[str]]:
     if sanitizer is not None:
         for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
             found[tool] = [sanitizer, "--tool", tool, "--error-exitcode", "1", *SMALL]
-    bench = [*FASTATTN, "bench", "attention", "--device", "cuda"]
-    found["attention"] = [*bench, "--quick"] if quick else bench
+    for kind in ("attention", "bert"):
+        bench = [*FASTATTN, "bench", kind, "--device", "cuda"]
+        found[f"bench {kind}"] = [*bench, "--quick"] if quick else bench
     return found
 
 

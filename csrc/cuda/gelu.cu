@@ -142,7 +142,7 @@ void gelu_fwd(const GeluParams& params, void* stream) {
   const GeluArgs args{params.x, params.out,  {},         static_cast<const float*>(params.bias),
                       nullptr,  params.rows, params.cols};
   const dim3 grid = grid_of(args, (args.rows + kWarps - 1) / kWarps);
-  dispatch_element(params.dtype, [&](auto element) {
+  dispatch_hidden(params.dtype, [&](auto element) {
     using T = decltype(element);
     const bool paired = is_paired<T>(args.x, args.cols) && is_paired<T>(args.out, args.cols) &&
                         are_paired({args.bias});
@@ -168,7 +168,7 @@ void gelu_bwd(const GeluBwdParams& params, void* stream) {
   }
   const dim3 grid =
       grid_of(args, with_sums ? params.partials.parts : (args.rows + kWarps - 1) / kWarps);
-  dispatch_element(params.dtype, [&](auto element) {
+  dispatch_hidden(params.dtype, [&](auto element) {
     using T = decltype(element);
     const bool paired = is_paired<T>(args.x, args.cols) && is_paired<T>(args.out, args.cols) &&
                         is_paired<T>(args.dout, args.cols) &&

@@ -40,7 +40,7 @@ void hidden_dropout(const HiddenDropoutParams& params, void* stream) {
   const int64_t units = args.rows * ((args.cols + kBlockCols - 1) / kBlockCols);
   const int64_t blocks = (units + kWarps - 1) / kWarps;
   const dim3 grid(static_cast<uint32_t>(blocks < kMaxBlocks ? blocks : kMaxBlocks));
-  dispatch_element(params.dtype, [&](auto element) {
+  dispatch_hidden(params.dtype, [&](auto element) {
     using T = decltype(element);
     const bool paired = is_paired<T>(args.x, args.cols) && is_paired<T>(args.out, args.cols);
     dispatch_bool(paired, [&](auto is_paired) {

@@ -215,7 +215,7 @@ static_assert(kMaxHiddenSize == kMaxWarps * kWarpCols, "a block of threads holds
 // Calls body(x, residual), values whose types are those of the matrices.
 template <class Body>
 void dispatch(const LayerNormParams& params, const Body& body) {
-  dispatch_element(params.x_dtype, [&](auto x) {
+  dispatch_hidden(params.x_dtype, [&](auto x) {
     if constexpr (sizeof(x) < sizeof(float)) {
       if (params.dtype == ElementType::kFloat32) return body(x, float{});
     }

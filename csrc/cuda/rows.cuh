@@ -189,7 +189,7 @@ void run(const char* op, void (*kernel)(Args), dim3 grid, dim3 block, uint32_t s
 
 // Calls body(element), a value whose type is that of the elements.
 template <class Body>
-void dispatch_element(ElementType type, const Body& body) {
+void dispatch_hidden(ElementType type, const Body& body) {
   switch (type) {
     case ElementType::kFloat32:
       return body(float{});

@@ -13,7 +13,7 @@ from typing import Any
 from fastattn.bench import plot, results, tables
 
 _PICTURE = "cpu-bert.svg"
-_KINDS = ("attention", "bert")  # "gpu-attention" has no committed results yet
+_KINDS = ("attention", "bert")  # those of a GPU have no committed results yet
 
 
 def render(root: Path) -> list[Path]:

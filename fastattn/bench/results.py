@@ -3,7 +3,7 @@
 Schema version 1. Every file holds
 
     schema, schema_version    "fastattn-bench", 1
-    kind                      "attention", "bert" or "gpu-attention"
+    kind                      "attention", "bert", "gpu-attention" or "gpu-bert"
     command, date             as typed; UTC, ISO 8601
     quick, partial            fewer rounds than usual; not all cases
     machine                   model, slug, cores, threads, instruction_set; gpu, if it is one's
@@ -36,6 +36,7 @@ FILE_NAMES = {
     "attention": "cpu-attention.json",
     "bert": "cpu-bert.json",
     "gpu-attention": "gpu-attention.json",
+    "gpu-bert": "gpu-bert.json",
 }
 
 _VERSIONS = ("python", "torch", "transformers", "fastattn")

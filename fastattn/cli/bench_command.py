@@ -113,11 +113,6 @@ def bert(
     """
     with clear_errors(debug):
         _check(device, threads, rounds)
-        if device == "cuda":
-            raise ValueError(
-                "bench bert: device must be 'cpu'; got 'cuda', for which there is no such "
-                "measurement yet. See `fastattn bench attention --device cuda`."
-            )
         from fastattn.bench import texts
         from fastattn.bench.cases import BERT_CASES, choose
 
@@ -129,13 +124,15 @@ def bert(
 
         logging.set_verbosity_error()  # a new head on the model is what is wanted here
         logging.disable_progress_bar()
+        on_gpu = device == "cuda"
+        options = {"--device": device if on_gpu else None, "--quick": quick, "--threads": threads}
         _run(
-            "bert",
-            lambda say: module.run(cases, quick=quick, rounds=rounds, say=say),
+            "gpu-bert" if on_gpu else "bert",
+            lambda say: module.run(cases, quick=quick, rounds=rounds, say=say, device=device),
             partial=bool(case),
             quick=quick,
             output=output,
-            options={"--quick": quick, "--threads": threads, "--case": case, "--rounds": rounds},
+            options={**options, "--case": case, "--rounds": rounds},
         )
 
 
