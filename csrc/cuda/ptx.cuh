@@ -133,8 +133,9 @@ __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t addr, uint32_t (&r)[2
 
 // c (16, 8) += a (16, 16) @ b (16, 8) over a warp. With g = lane / 4 and t = lane % 4, and two
 // neighbouring columns of a, or rows of b, in a word:
-//   a[0..3]: rows g, g + 8, g, g + 8, columns 2t, 2t, 2t + 8, 2t + 8;  b0, b1: column g, rows 2t,
-//   2t + 8 c[0..3]: rows g, g, g + 8, g + 8, columns 2t, 2t + 1, 2t, 2t + 1
+//   a[0..3]: rows g, g + 8, g, g + 8, columns 2t, 2t, 2t + 8, 2t + 8
+//   b0, b1:  column g, rows 2t, 2t + 8
+//   c[0..3]: rows g, g, g + 8, g + 8, columns 2t, 2t + 1, 2t, 2t + 1
 template <class T>
 __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
                                              uint32_t b1) {
