@@ -125,16 +125,16 @@ def _options(
 def _contiguous_lengths(options: tuple[Any, ...]) -> tuple[Any, ...]:
     """The kernels read cumulative lengths with stride 1; the caller keeps the copies alive."""
     cu_seqlens_q, cu_seqlens_k, *rest = options
-    if cu_seqlens_q is not None:
-        cu_seqlens_q, cu_seqlens_k = cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
-    return cu_seqlens_q, cu_seqlens_k, *rest
+    if cu_seqlens_q is None:
+        return options
+    return cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous(), *rest
 
 
-def _fill_rows_of_no_sequence(cu_seqlens: Tensor | None, *rows: tuple[Tensor, float]) -> None:
+def _fill_rows_of_no_sequence(cu_seqlens: Tensor, *rows: tuple[Tensor, float]) -> None:
     """The kernels write the rows of the sequences; fills what lies behind the last one."""
-    if cu_seqlens is not None:
-        end = int(cu_seqlens[-1])
-        for tensor, fill in rows:
+    end = int(cu_seqlens[-1])
+    for tensor, fill in rows:
+        if end < len(tensor):
             tensor[end:] = fill
 
 
@@ -151,7 +151,8 @@ def attention_fwd(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *op
         _view(v),
         _options(q, k, *options),
     )
-    _fill_rows_of_no_sequence(options[0], (out, 0.0), (lse.transpose(0, 1), float("-inf")))
+    if options[0] is not None:
+        _fill_rows_of_no_sequence(options[0], (out, 0.0), (lse.transpose(0, 1), float("-inf")))
 
 
 def attention_bwd(
@@ -189,8 +190,9 @@ def attention_bwd(
         _view(lse),
         _options(q, k, *options),
     )
-    _fill_rows_of_no_sequence(options[0], (dq, 0.0))
-    _fill_rows_of_no_sequence(options[1], (dk, 0.0), (dv, 0.0))
+    if options[0] is not None:
+        _fill_rows_of_no_sequence(options[0], (dq, 0.0))
+        _fill_rows_of_no_sequence(options[1], (dk, 0.0), (dv, 0.0))
 
 
 def _as_rows(tensor: Tensor) -> Tensor:
