@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fastattn.backends import explain
+from fastattn.compat.sdpa import scaled_dot_product_attention
 from fastattn.errors import BackendError, DataError, FastattnError, PatchError
 from fastattn.integrations import autoregister
 from fastattn.ops.attention import attention
@@ -35,6 +36,7 @@ __all__ = [
     "explain",
     "patch",
     "patched",
+    "scaled_dot_product_attention",
     "unpatch",
 ]
 

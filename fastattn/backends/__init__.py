@@ -61,7 +61,7 @@ def get(name: str) -> ModuleType:
     return _FUSED[name]
 
 
-def describe(q: Tensor, k: Tensor, options: Options) -> Call:
+def describe(q: Tensor, k: Tensor, options: Options, *, heads_dim: int = -2) -> Call:
     """Returns the description of a call with checked arguments."""
     used = []
     if options.key_padding_mask is not None:
@@ -77,7 +77,7 @@ def describe(q: Tensor, k: Tensor, options: Options) -> Call:
     if options.dropout_p > 0.0:
         used.append("dropout_p")
     shape = q.shape
-    if shape[-2] != k.shape[-2]:
+    if shape[heads_dim] != k.shape[heads_dim]:
         used.append("grouped heads")
     packed = options.cu_seqlens_q is not None
     return Call(q.device.type, q.dtype, shape[-1], packed, tuple(used))

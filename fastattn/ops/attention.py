@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastattn import backends, dropout, reference
 from fastattn.ops import checks
-from fastattn.ops.attention_op import attention_op
+from fastattn.ops.attention_op import attention_op, heads_first_like
 
 
 class Options(NamedTuple):
@@ -153,7 +153,7 @@ def attention(
 
     Source: Dao, "FlashAttention-2", 2023, algorithms 1 and 2.
     """
-    q, k, v = _autocast(q, k, v)
+    q, k, v = autocast(q, k, v)
     options = _checked_options(
         q,
         k,
@@ -173,11 +173,33 @@ def attention(
     )
     chosen = backends.select(backends.describe(q, k, options), backend)
     seed = dropout.draw_seed(q.device, generator) if dropout_p > 0.0 else None
-    if chosen == "reference":
-        out, lse = _reference(q, k, v, options, seed)
-    else:
-        out, lse = attention_op(q, k, v, options, seed, chosen)
+    out, lse = run(q, k, v, options, seed, chosen)
     return (out, lse) if return_lse else out
+
+
+def run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    options: Options,
+    seed: Tensor | None,
+    backend: str,
+    *,
+    heads_first: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Runs a call with checked arguments on the backend chosen for it.
+
+    Args:
+        heads_first: q, k, v and out are (batch, heads, seqlen, head_dim), and out has the strides
+            of q where these leave no gaps.
+    """
+    if backend != backends.REFERENCE:
+        return attention_op(q, k, v, options, seed, backend, heads_first)
+    if not heads_first:
+        return _reference(q, k, v, options, seed)
+    q_rows, k_rows, v_rows = (x.transpose(1, 2) for x in (q, k, v))
+    out, lse = _reference(q_rows, k_rows, v_rows, options, seed)
+    return heads_first_like(out, q), lse
 
 
 def describe_call(
@@ -191,11 +213,11 @@ def describe_call(
     **options: Any,
 ) -> tuple[backends.Call, str | None]:
     """Checks the arguments of :func:`attention`; returns what decides on its backend."""
-    q, k, v = _autocast(q, k, v)
+    q, k, v = autocast(q, k, v)
     return backends.describe(q, k, _checked_options(q, k, v, **options)), backend
 
 
-def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Casts q, k, v as torch's own attention does under ``torch.autocast``."""
     # torch has no autocast for tensors without data, and says so by raising.
     if not isinstance(q, Tensor) or q.is_meta or not torch.is_autocast_enabled(q.device.type):

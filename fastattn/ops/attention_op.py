@@ -51,9 +51,19 @@ torch.library.define(
 
 
 def attention_op(
-    q: Tensor, k: Tensor, v: Tensor, options: Options, seed: Tensor | None, backend: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    options: Options,
+    seed: Tensor | None,
+    backend: str,
+    heads_first: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Runs the forward operator with the options of :func:`fastattn.attention`."""
+    """Runs the forward operator with the options of :func:`fastattn.attention`.
+
+    Args:
+        heads_first: q, k, v and out are (batch, heads, seqlen, head_dim).
+    """
     bias = options.bias
     tensors = (
         options.cu_seqlens_q,
@@ -73,11 +83,14 @@ def attention_op(
         backend,
     )
     # A compiler asks first, and traces nothing of the rest.
-    if torch.compiler.is_compiling():
-        return torch.ops.fastattn.attention_fwd(q, k, v, *tensors, *values)
-    if not is_plain_call(q, k, v, *tensors):
-        _refuse_tangents(q, k, v, bias)
-        return torch.ops.fastattn.attention_fwd(q, k, v, *tensors, *values)
+    if torch.compiler.is_compiling() or not is_plain_call(q, k, v, *tensors):
+        if not torch.compiler.is_compiling():
+            _refuse_tangents(q, k, v, bias)
+        if not heads_first:
+            return torch.ops.fastattn.attention_fwd(q, k, v, *tensors, *values)
+        heads_second = (x.transpose(1, 2) for x in (q, k, v))
+        out, lse = torch.ops.fastattn.attention_fwd(*heads_second, *tensors, *values)
+        return heads_first_like(out, q), lse
     differentiable = torch.is_grad_enabled() and (
         q.requires_grad
         or k.requires_grad
@@ -85,8 +98,14 @@ def attention_op(
         or (bias is not None and bias.requires_grad)
     )
     if differentiable:
-        return _EagerAttention.apply(q, k, v, bias, tensors, values)
-    return _attention_fwd(q, k, v, *tensors, *values)
+        return _EagerAttention.apply(q, k, v, bias, tensors, values, heads_first)
+    return _eager_fwd(q, k, v, tensors, values, heads_first)
+
+
+def heads_first_like(out: Tensor, q: Tensor) -> Tensor:
+    """(batch, seqlen, heads, head_dim) -> heads first, contiguous if q is: callers may view it."""
+    out = out.transpose(1, 2)
+    return out.contiguous() if q.is_contiguous() else out
 
 
 def is_plain_call(first: Tensor, *others: Tensor | None) -> bool:
@@ -137,11 +156,12 @@ def _empty_outputs(q: Tensor, cu_seqlens_q: Tensor | None) -> tuple[Tensor, Tens
     """Returns out and lse, to be filled."""
     if cu_seqlens_q is None:
         batch_size, seqlen_q, num_heads, _ = q.shape
-        lse_shape = [batch_size, num_heads, seqlen_q]
-    else:
-        lse_shape = [q.shape[1], q.shape[0]]
-    lse = torch.empty(lse_shape, dtype=statistics_dtype(q.dtype), device=q.device)
-    return _empty_like(q), lse
+        return _empty_like(q), _empty_lse((batch_size, num_heads, seqlen_q), q)
+    return _empty_like(q), _empty_lse((q.shape[1], q.shape[0]), q)
+
+
+def _empty_lse(shape: Sequence[int], q: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=statistics_dtype(q.dtype), device=q.device)
 
 
 def _empty_grads(
@@ -155,6 +175,12 @@ def _empty_grads(
 def _empty_like(x: Tensor) -> Tensor:
     """Half the time of ``x.new_empty(x.shape)``."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _empty_heads_first(x: Tensor) -> Tensor:
+    """The strides of x without gaps, where kernels can write to these."""
+    empty = torch.empty_like(x)
+    return empty if empty.stride(-1) == 1 else _empty_like(x)
 
 
 def _attention_fwd(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
@@ -257,10 +283,34 @@ def _gradients(
 torch.library.register_autograd("fastattn::attention_fwd", _backward, setup_context=_setup_context)
 
 
+def _eager_fwd(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tensors: tuple[Tensor | None, ...],
+    values: tuple[Any, ...],
+    heads_first: bool,
+) -> tuple[Tensor, Tensor]:
+    """The forward operator, past the dispatcher."""
+    if not heads_first:
+        return _attention_fwd(q, k, v, *tensors, *values)
+    out, lse = _empty_heads_first(q), _empty_lse(q.shape[:3], q)
+    backends.get(values[-1]).attention_fwd(
+        out.transpose(1, 2),
+        lse,
+        *(x.transpose(1, 2) for x in (q, k, v)),
+        *tensors,
+        *values[:-1],
+    )
+    return out, lse
+
+
 class _EagerAttention(torch.autograd.Function):
     """The forward operator and its gradient, past the dispatcher.
 
-    What never has a gradient comes in two tuples: autograd looks at each argument that is not.
+    What never has a gradient comes in two tuples: autograd looks at each argument that is not. For
+    the same reason heads_first is not a matter of transposed arguments: autograd would take 15 us
+    for the four views and their gradients.
     """
 
     @staticmethod
@@ -272,19 +322,27 @@ class _EagerAttention(torch.autograd.Function):
         bias: Tensor | None,
         tensors: tuple[Tensor | None, ...],
         values: tuple[Any, ...],
+        heads_first: bool,
     ) -> tuple[Tensor, Tensor]:
-        out, lse = _attention_fwd(q, k, v, *tensors, *values)
+        out, lse = _eager_fwd(q, k, v, tensors, values, heads_first)
         ctx.save_for_backward(q, k, v, out, lse, *tensors)
-        ctx.values = values
+        ctx.values, ctx.heads_first = values, heads_first
         ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors
+        q, k, v, out, lse, *tensors = ctx.saved_tensors
         bias_grad = ctx.needs_input_grad[3]
-        dq, dk, dv, dbias = _gradients(dout, dlse, saved[:5], bias_grad, saved[5:], ctx.values)
-        return dq, dk, dv, dbias if bias_grad else None, None, None
+        if ctx.heads_first:
+            q, k, v, out = (x.transpose(1, 2) for x in (q, k, v, out))
+            dout = None if dout is None else dout.transpose(1, 2)
+        dq, dk, dv, dbias = _gradients(
+            dout, dlse, (q, k, v, out, lse), bias_grad, tensors, ctx.values
+        )
+        if ctx.heads_first:
+            dq, dk, dv = (x.transpose(1, 2) for x in (dq, dk, dv))
+        return dq, dk, dv, dbias if bias_grad else None, None, None, None
 
 
 def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:

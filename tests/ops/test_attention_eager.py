@@ -150,3 +150,11 @@ def test_changed_inputs_are_noticed(cpu_backend):
     k.zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
+
+
+def test_expanded_gradient_of_nothing(cpu_backend):
+    """A sum's gradient has strides of 0, and of no rows torch calls it contiguous all the same."""
+    q = torch.randn(2, 0, 2, 8, requires_grad=True)
+    k = torch.randn(2, 5, 2, 8, requires_grad=True)
+    fastattn.attention(q, k, k, backend=cpu_backend).sum().backward()
+    assert q.grad.shape == q.shape and torch.equal(k.grad, torch.zeros_like(k))
