@@ -154,7 +154,7 @@ def attention(
     Source: Dao, "FlashAttention-2", 2023, algorithms 1 and 2.
     """
     q, k, v = autocast(q, k, v)
-    options = _checked_options(
+    options = checked_options(
         q,
         k,
         v,
@@ -214,7 +214,7 @@ def describe_call(
 ) -> tuple[backends.Call, str | None]:
     """Checks the arguments of :func:`attention`; returns what decides on its backend."""
     q, k, v = autocast(q, k, v)
-    return backends.describe(q, k, _checked_options(q, k, v, **options)), backend
+    return backends.describe(q, k, checked_options(q, k, v, **options)), backend
 
 
 def autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -230,7 +230,7 @@ def autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _checked_options(
+def checked_options(
     q: Tensor,
     k: Tensor,
     v: Tensor,
