@@ -5,6 +5,12 @@
 - :mod:`fastattn.compat.installed`: lets code that imports ``flash_attn`` run on fastattn.
 """
 
+from fastattn.compat.installed import install_as_flash_attn, uninstall_as_flash_attn
 from fastattn.compat.sdpa import routed_sdpa, scaled_dot_product_attention
 
-__all__ = ["routed_sdpa", "scaled_dot_product_attention"]
+__all__ = [
+    "install_as_flash_attn",
+    "routed_sdpa",
+    "scaled_dot_product_attention",
+    "uninstall_as_flash_attn",
+]
