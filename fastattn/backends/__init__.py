@@ -141,6 +141,10 @@ def explain(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Explanation:
     from fastattn.ops.attention import describe_call
 
     call, backend = describe_call(q, k, v, **options)
-    chosen = select(call, backend)
+    return explanation(call, select(call, backend))
+
+
+def explanation(call: Call, chosen: str) -> Explanation:
+    """Returns the choice of a backend together with why the ones before it were passed over."""
     reasons = {name: reasons_not_to_choose(name, call) for name in NAMES[: NAMES.index(chosen)]}
     return Explanation(chosen, call, reasons)

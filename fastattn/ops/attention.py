@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -27,6 +28,20 @@ class Options(NamedTuple):
     softcap: float
     window: tuple[int, int]
     dropout_p: float
+
+
+# Called with q, k (heads second), the options and the backend of every eager call.
+_watchers: list[Callable[[Tensor, Tensor, Options, str], None]] = []
+
+
+@contextlib.contextmanager
+def watched(watcher: Callable[[Tensor, Tensor, Options, str], None]) -> Iterator[None]:
+    """Shows a function every call, of any thread, for the length of a ``with`` block."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
 
 
 @overload
@@ -193,6 +208,10 @@ def run(
         heads_first: q, k, v and out are (batch, heads, seqlen, head_dim), and out has the strides
             of q where these leave no gaps.
     """
+    if not torch.compiler.is_compiling() and _watchers:
+        rows = (q.transpose(1, 2), k.transpose(1, 2)) if heads_first else (q, k)
+        for watcher in _watchers:
+            watcher(*rows, options, backend)
     if backend != backends.REFERENCE:
         return attention_op(q, k, v, options, seed, backend, heads_first)
     if not heads_first:
