@@ -23,14 +23,15 @@ is never read, not even if it is NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from fastattn import backends, dropout
 from fastattn.ops import attention as op
@@ -105,25 +106,57 @@ def scaled_dot_product_attention(
 def routed_sdpa() -> Iterator[None]:
     """Lets calls of torch's own function run on fastattn for the length of a ``with`` block.
 
-    Whoever calls ``torch.nn.functional.scaled_dot_product_attention`` inside, under any name, such
-    as ``torch.nn.MultiheadAttention`` and the models of Transformers with "sdpa", gets
-    :func:`scaled_dot_product_attention`. It holds for this thread, and costs each call of a torch
-    function in the block about a microsecond; code that is compiled before or inside the block is
-    the same in both worlds only as far as torch's compiler follows modes of torch functions.
+    Whoever calls ``torch.nn.functional.scaled_dot_product_attention`` by that path inside the
+    block, such as ``torch.nn.MultiheadAttention`` and the models of Transformers with "sdpa", gets
+    :func:`scaled_dot_product_attention`. It holds for this thread, or asyncio task, and no other.
+    Not reached are names that hold the function itself (``from torch.nn.functional import ...``),
+    C++ code, and code that was compiled before the block.
     """
-    with _Routed():
+    token = _is_routed.set(True)
+    _Route.enter()
+    try:
         yield
+    finally:
+        _Route.leave()
+        _is_routed.reset(token)
 
 
-class _Routed(TorchFunctionMode):
-    """torch's own way of standing in for one of its functions."""
+_is_routed = ContextVar("_is_routed", default=False)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            func = scaled_dot_product_attention
-        return func(*args, **(kwargs or {}))
+
+class _Route:
+    """Stands in for torch's function as long as any thread is in a block."""
+
+    _lock = threading.Lock()
+    _blocks = 0
+    _torchs: Callable[..., Tensor] = F.scaled_dot_product_attention
+
+    @classmethod
+    def enter(cls) -> None:
+        with cls._lock:
+            if F.scaled_dot_product_attention is not _either:
+                cls._torchs = F.scaled_dot_product_attention
+                F.scaled_dot_product_attention = _either
+            cls._blocks += 1
+
+    @classmethod
+    def leave(cls) -> None:
+        with cls._lock:
+            cls._blocks -= 1
+            # Who replaced the function in the meantime knows what to put back.
+            if cls._blocks == 0 and F.scaled_dot_product_attention is _either:
+                F.scaled_dot_product_attention = cls._torchs
+
+
+def _either(*args: Any, **kwargs: Any) -> Tensor:
+    """Ours in a block, torch's own elsewhere."""
+    function = scaled_dot_product_attention if _routes_here() else _Route._torchs
+    return function(*args, **kwargs)
+
+
+@torch.compiler.assume_constant_result
+def _routes_here() -> bool:
+    return _is_routed.get()
 
 
 def _is_batch(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> bool:

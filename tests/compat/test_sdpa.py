@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch import Tensor
 from fastattn import scaled_dot_product_attention as sdpa
 from fastattn.backends import cpu
 from fastattn.compat import routed_sdpa
+from fastattn.ops.attention import watched
 from fastattn.testing import assert_as_accurate_as
 
 INF = math.inf
@@ -470,13 +472,6 @@ def test_second_derivative_is_refused():
         dquery.sum().backward()
 
 
-def kernels_run(function: Any) -> list[str]:
-    """The names of the attention operators that run inside a call."""
-    with torch.profiler.profile() as seen:
-        function()
-    return [event.key for event in seen.key_averages() if "attention" in event.key]
-
-
 def test_multihead_attention_routed():
     """torch's own module, in training, with the mask of padding and the causal one."""
     layer = torch.nn.MultiheadAttention(16, 4, batch_first=True)
@@ -491,25 +486,81 @@ def test_multihead_attention_routed():
     ]
     for options in calls:
         stock = layer(x, x, x, need_weights=False, **options)[0]
-        with routed_sdpa():
+        seen: list[str] = []
+        with routed_sdpa(), watched(lambda q, k, options, backend, seen=seen: seen.append(backend)):
             ours = layer(x, x, x, need_weights=False, **options)[0]
+        assert len(seen) == 1
         torch.testing.assert_close(ours, stock)
         torch.testing.assert_close(
             torch.autograd.grad(ours.sum(), x), torch.autograd.grad(stock.sum(), x)
         )
 
 
-@pytest.mark.skipif(cpu.unavailable_reason() is not None, reason="no native module")
+def calls_of_ours(function: Any) -> int:
+    """How often the attention of this package runs inside a call."""
+    seen: list[str] = []
+    with watched(lambda q, k, options, backend: seen.append(backend)):
+        function()
+    return len(seen)
+
+
 def test_routing_ends_with_the_block():
     x = torch.randn(1, 2, 3, 8)
-    own_name = F.scaled_dot_product_attention
+    own = F.scaled_dot_product_attention
 
     def call() -> Tensor:
-        return own_name(x, x, x)
+        return F.scaled_dot_product_attention(x, x, x)
 
-    with routed_sdpa():
-        inside = kernels_run(call)
-    assert inside == ["fastattn::attention_fwd"]
+    with routed_sdpa(), routed_sdpa():
+        assert calls_of_ours(call) == 1
+    assert F.scaled_dot_product_attention is own
     with pytest.raises(ZeroDivisionError), routed_sdpa():
         raise ZeroDivisionError
-    assert not any("fastattn" in name for name in kernels_run(call))
+    assert F.scaled_dot_product_attention is own and calls_of_ours(call) == 0
+
+
+def test_routing_holds_for_one_thread():
+    x = torch.randn(1, 2, 3, 8)
+    with ThreadPoolExecutor(1) as pool, routed_sdpa():
+        other = pool.submit(
+            lambda: calls_of_ours(lambda: F.scaled_dot_product_attention(x, x, x))
+        ).result()
+        assert other == 0
+        assert calls_of_ours(lambda: F.scaled_dot_product_attention(x, x, x)) == 1
+
+
+def test_routing_beside_another_replacement(monkeypatch):
+    """What another puts in place stays, and runs again where routing ends."""
+    x = torch.randn(1, 2, 3, 8)
+    own = F.scaled_dot_product_attention
+
+    def other(*args: Any, **kwargs: Any) -> Tensor:
+        return 2 * own(*args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", own)  # put back at the end
+    with routed_sdpa():
+        routed = F.scaled_dot_product_attention
+        F.scaled_dot_product_attention = other
+    assert F.scaled_dot_product_attention is other
+    with routed_sdpa():
+        torch.testing.assert_close(F.scaled_dot_product_attention(x, x, x), own(x, x, x))
+    assert torch.equal(F.scaled_dot_product_attention(x, x, x), 2 * own(x, x, x))
+    F.scaled_dot_product_attention = routed  # as one who restores too late
+    with routed_sdpa():
+        F.scaled_dot_product_attention(x, x, x)
+    F.scaled_dot_product_attention(x, x, x)
+
+
+@pytest.mark.skipif(cpu.unavailable_reason() is not None, reason="no native module")
+def test_routing_compiled_code(_fresh_compiler):
+    x = torch.randn(1, 2, 3, 8)
+
+    def call(x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+    with routed_sdpa():
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+        with torch.profiler.profile() as seen:
+            out = compiled(x)
+    assert "fastattn::attention_fwd" in {event.key for event in seen.key_averages()}
+    torch.testing.assert_close(out, call(x))
