@@ -6,10 +6,11 @@
     from flash_attn import flash_attn_func            # third-party code may do this now
     from flash_attn.bert_padding import unpad_input
 
-It holds for this process and from the call on. There are three modules then, ``flash_attn``,
-``flash_attn.flash_attn_interface`` and ``flash_attn.bert_padding``, with the version and the
-metadata of a package that importers ask for. Nothing is written to disk. Other parts of flash-attn,
-such as its layers and its losses, are not there, and importing them fails as ever.
+It holds for this process and from the call on. There are then the modules ``flash_attn``,
+``flash_attn.flash_attn_interface``, ``flash_attn.bert_padding`` and ``flash_attn.layers.rotary``
+with its ``apply_rotary_emb``, and the version and metadata of a package, for which importers ask.
+Nothing is written to disk. Other parts of flash-attn, such as its modules and its losses, are not
+there, and importing them fails as ever.
 
 With ``transformers=True`` models of Transformers 5 run with "flash_attention_2" on a CPU, even in
 float32. Tried with 5.23 (2026-11-24): BERT, ModernBERT, Llama with generation, GPT-2. GPT-2 in
@@ -28,7 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fastattn.compat import bert_padding, flash_attn
+from fastattn.compat import bert_padding, flash_attn, rotary
 
 NAME = "flash_attn"
 _PUBLIC = (
@@ -87,7 +88,7 @@ def uninstall_as_flash_attn() -> None:
 
 
 def _modules() -> list[ModuleType]:
-    """Makes the package and its two modules."""
+    """Makes the package and its modules."""
     package = _module(NAME, flash_attn, is_package=True)
     package.__dict__["__version__"] = flash_attn.VERSION
     interface = _module(f"{NAME}.flash_attn_interface", flash_attn)
@@ -97,15 +98,18 @@ def _modules() -> list[ModuleType]:
     interface.__dict__["_get_block_size_n"] = flash_attn._get_block_size_n
     for name in bert_padding.__all__:
         padding.__dict__[name] = getattr(bert_padding, name)
-    package.__dict__["flash_attn_interface"] = interface
-    package.__dict__["bert_padding"] = padding
-    return [package, interface, padding]
+    layers = _module(f"{NAME}.layers", rotary, is_package=True)
+    layers_rotary = _module(f"{NAME}.layers.rotary", rotary)
+    layers_rotary.__dict__["apply_rotary_emb"] = rotary.apply_rotary_emb
+    layers.__dict__["rotary"] = layers_rotary
+    package.__dict__.update(flash_attn_interface=interface, bert_padding=padding, layers=layers)
+    return [package, interface, padding, layers, layers_rotary]
 
 
 def _module(name: str, of: ModuleType, *, is_package: bool = False) -> ModuleType:
     module = ModuleType(name, of.__doc__)
     spec = importlib.machinery.ModuleSpec(name, None, origin=of.__file__, is_package=is_package)
-    module.__spec__, module.__file__, module.__package__ = spec, of.__file__, NAME
+    module.__spec__, module.__file__, module.__package__ = spec, of.__file__, spec.parent
     if is_package:
         module.__path__ = []
     setattr(module, _MARK, True)

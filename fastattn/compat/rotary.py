@@ -1,4 +1,4 @@
-"""Rotary position embedding, in plain torch."""
+"""Rotary position embedding, in plain torch, and ``flash_attn.layers.rotary`` on it."""
 
 from __future__ import annotations
 
@@ -45,3 +45,52 @@ def apply_rotary(
         a, b = turned[..., :half], turned[..., half:]
         turned = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
     return torch.cat((turned.to(x.dtype), rest), dim=-1)
+
+
+def apply_rotary_emb(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool = False,
+    inplace: bool = False,
+    seqlen_offsets: int | Tensor = 0,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+) -> Tensor:
+    """:func:`apply_rotary` with the arguments of flash-attn 2.8.
+
+    Args:
+        x: (batch, seqlen, heads, head_dim), or (total, heads, head_dim) with cu_seqlens.
+        cos, sin, interleaved: as there.
+        inplace: write the result to x and return that.
+        seqlen_offsets: position of the first row of each sequence: a number, or (batch,) int.
+        cu_seqlens: (batch + 1,) int32, 0 and the running sum of the lengths.
+        max_seqlen: has no effect.
+
+    Returns:
+        The shape and dtype of x; differentiable.
+
+    Raises:
+        ValueError: shapes disagree.
+    """
+    if x.ndim != (4 if cu_seqlens is None else 3):
+        layout = (
+            "(batch, seqlen, heads, head_dim)"
+            if cu_seqlens is None
+            else ("(total, heads, head_dim), because cu_seqlens is given")
+        )
+        raise ValueError(f"apply_rotary_emb: x must be {layout}; got shape {tuple(x.shape)}.")
+    offsets = torch.as_tensor(seqlen_offsets, device=x.device).long()
+    if cu_seqlens is None:
+        positions = torch.arange(x.shape[1], device=x.device) + offsets.reshape(-1, 1)
+        out = apply_rotary(x, cos, sin, interleaved, positions.expand(x.shape[:2]))
+    else:
+        row = torch.arange(len(x), device=x.device)
+        sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), row, right=True)
+        sequence = sequence.clamp(max=max(len(cu_seqlens) - 2, 0))
+        positions = row - cu_seqlens[sequence]
+        positions = positions + (offsets if offsets.ndim == 0 else offsets[sequence])
+        # Rows behind the last sequence belong to none: turn them by some angle of the table.
+        positions = positions.clamp(max=len(cos) - 1)
+        out = apply_rotary(x[None], cos, sin, interleaved, positions[None])[0]
+    return x.copy_(out) if inplace else out

@@ -20,7 +20,7 @@ from fastattn.compat.flash_attn import (
     flash_attn_varlen_qkvpacked_func,
     flash_attn_with_kvcache,
 )
-from fastattn.compat.rotary import apply_rotary
+from fastattn.compat.rotary import apply_rotary, apply_rotary_emb
 
 EMPTY = inspect.Parameter.empty
 COMMON = {
@@ -66,6 +66,11 @@ PADDING_SIGNATURES: dict[str, dict[str, Any]] = {
     },
     "pad_input": dict.fromkeys(("hidden_states", "indices", "batch", "seqlen"), EMPTY),
 }
+ROTARY_SIGNATURE = {
+    **dict.fromkeys(("x", "cos", "sin"), EMPTY),
+    **{"interleaved": False, "inplace": False, "seqlen_offsets": 0},
+    **dict.fromkeys(("cu_seqlens", "max_seqlen")),
+}
 
 
 @pytest.mark.parametrize("name", [*SIGNATURES, *PADDING_SIGNATURES])
@@ -76,6 +81,11 @@ def test_signatures(name):
     parameters = inspect.signature(getattr(module, name)).parameters
     assert [(p.name, p.default) for p in parameters.values()] == list(table[name].items())
     assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values())
+
+
+def test_signature_of_the_rotary_embedding():
+    parameters = inspect.signature(apply_rotary_emb).parameters
+    assert [(p.name, p.default) for p in parameters.values()] == list(ROTARY_SIGNATURE.items())
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -342,6 +352,33 @@ def test_rotary(interleaved):
     assert torch.equal(out[..., 8:], x[..., 8:])
 
 
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_apply_rotary_emb(interleaved):
+    """Offsets, packed sequences, in place, and the gradient, which is the turn back."""
+    x, angles = torch.randn(2, 3, 2, 10), torch.randn(9, 4)
+    cos, sin = angles.cos(), angles.sin()
+    offsets = torch.tensor([1, 5])
+    positions = offsets[:, None] + torch.arange(3)
+    expected = apply_rotary(x, cos, sin, interleaved, positions)
+    leaf = x.clone().requires_grad_()
+    out = apply_rotary_emb(leaf, cos, sin, interleaved, seqlen_offsets=offsets)
+    assert torch.equal(out, expected)
+    (dx,) = torch.autograd.grad(out, leaf, out.detach())
+    torch.testing.assert_close(dx, x)
+    assert torch.equal(
+        apply_rotary_emb(x, cos, sin, interleaved),
+        apply_rotary(x, cos, sin, interleaved, torch.arange(3).expand(2, 3)),
+    )
+    ends = torch.tensor([0, 3, 5], dtype=torch.int32)
+    packed = torch.cat([x[0], x[1, :2], x[1, 2:]])  # the last row is of no sequence
+    out = apply_rotary_emb(
+        packed, cos, sin, interleaved, seqlen_offsets=offsets, cu_seqlens=ends, max_seqlen=3
+    )
+    assert torch.equal(out[:5], torch.cat([expected[0], expected[1, :2]]))
+    same = apply_rotary_emb(x, cos, sin, interleaved, True, offsets)
+    assert same is x and torch.equal(x, expected)
+
+
 def test_compiled():
     """One graph, as Transformers' own use of flash-attn needs it."""
     q = torch.randn(8, 2, 8, requires_grad=True)
@@ -425,6 +462,16 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "cache_leftpad must be None if rotary_cos is given, because positions are not defined "
         r"then; got both\. Turn q and k before the call",
+    ),
+    "rotary of a batch": (
+        lambda: apply_rotary_emb(X[0], X, X),
+        ValueError,
+        r"apply_rotary_emb: x must be \(batch, seqlen, heads, head_dim\); got shape \(5, 2, 8\)",
+    ),
+    "rotary of packed sequences": (
+        lambda: apply_rotary_emb(X, X, X, cu_seqlens=ENDS),
+        ValueError,
+        r"apply_rotary_emb: x must be \(total, heads, head_dim\), because cu_seqlens is given; got",
     ),
     "table": (
         lambda: apply_rotary(X, torch.ones(3, 5), torch.ones(3, 5), True, torch.zeros(2, 5).long()),
