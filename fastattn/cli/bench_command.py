@@ -134,6 +134,27 @@ def _overhead(rounds: int | None) -> None:
 
 
 @app.command()
+def compare(
+    before: Annotated[str, typer.Argument(metavar="BEFORE.json", help="The first result file.")],
+    after: Annotated[str, typer.Argument(metavar="AFTER.json", help="The second one.")],
+    debug: Debug = False,
+) -> None:
+    """Compare two result files, and flag what changed by more than noise.
+
+    Says how it is and exits with 0, whatever became slower.
+    """
+    with clear_errors(debug):
+        from fastattn.bench import comparison, results, screen, tables
+
+        old, new = (results.read(Path(file).expanduser()) for file in (before, after))
+        screen.show_table(comparison.compare_results(old, new))
+        for line in comparison.missing_cases(old, new):
+            typer.echo(line)
+        typer.echo(f"Before: {tables.provenance(old)}")
+        typer.echo(f"After: {tables.provenance(new)}")
+
+
+@app.command()
 def render(debug: Debug = False) -> None:
     """Write the committed results into README.md and bench/README.md, and draw them."""
     with clear_errors(debug):

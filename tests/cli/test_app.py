@@ -140,3 +140,15 @@ def test_debug_lets_errors_through() -> None:
 def test_git_commit_is_that_of_the_source_tree() -> None:
     commit = environment.git_commit()
     assert commit is None or len(commit.removesuffix("-dirty")) == 40
+
+
+def test_a_reader_that_stops_reading_is_no_error() -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    process.wait()
+    assert "Nobody foresaw" not in errors and "Traceback" not in errors
