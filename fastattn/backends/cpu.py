@@ -110,11 +110,11 @@ def _options(
         checks.check_cu_seqlens_values("cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q)
         checks.check_cu_seqlens_values("cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k)
     return (
-        _view(cu_seqlens_q),
-        _view(cu_seqlens_k),
-        _view(key_padding_mask),
-        _view(bias),
-        _view(alibi_slopes),
+        None if cu_seqlens_q is None else _view(cu_seqlens_q),
+        None if cu_seqlens_k is None else _view(cu_seqlens_k),
+        None if key_padding_mask is None else _view(key_padding_mask),
+        None if bias is None else _view(bias),
+        None if alibi_slopes is None else _view(alibi_slopes),
         0 if seed is None else int(seed),
         softmax_scale,
         softcap,

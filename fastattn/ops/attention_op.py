@@ -39,6 +39,9 @@ _OPTIONS_SCHEMA = (
 _NUM_TENSORS = 9
 _BIAS_INDEX = 3  # among those after q, k, v
 
+# Says which hooks on saved tensors are active; torch 2.6 has none such.
+_saving_hooks = getattr(_C._autograd, "_top_saved_tensors_default_hooks", None)
+
 torch.library.define(
     "fastattn::attention_fwd",
     f"(Tensor q, Tensor k, Tensor v, {_OPTIONS_SCHEMA}) -> (Tensor, Tensor)",
@@ -267,6 +270,7 @@ def _gradients(
     bias_grad: bool,
     tensors: Sequence[Tensor | None],
     values: tuple[Any, ...],
+    saved_is_plain: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Runs the backward operator."""
     if dout is None:
@@ -274,7 +278,11 @@ def _gradients(
     through_dispatcher = (
         torch.compiler.is_compiling()
         or torch.is_grad_enabled()  # the gradient may be differentiated again
-        or not is_plain_call(dout, dlse, *saved, *tensors)
+        or not (
+            is_plain_call(dout, dlse)
+            if saved_is_plain
+            else is_plain_call(dout, dlse, *saved, *tensors)
+        )
     )
     run: Any = torch.ops.fastattn.attention_bwd if through_dispatcher else _attention_bwd
     return run(dout, dlse, *saved, bias_grad, *tensors, *values)
@@ -294,15 +302,22 @@ def _eager_fwd(
     """The forward operator, past the dispatcher."""
     if not heads_first:
         return _attention_fwd(q, k, v, *tensors, *values)
-    out, lse = _empty_heads_first(q), _empty_lse(q.shape[:3], q)
-    backends.get(values[-1]).attention_fwd(
-        out.transpose(1, 2),
-        lse,
-        *(x.transpose(1, 2) for x in (q, k, v)),
-        *tensors,
-        *values[:-1],
-    )
+    out, lse, *_ = _heads_first_fwd(q, k, v, tensors, values)
     return out, lse
+
+
+def _heads_first_fwd(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tensors: tuple[Tensor | None, ...],
+    values: tuple[Any, ...],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns out, lse, and q, k, v, out with their heads second."""
+    out, lse = _empty_heads_first(q), _empty_lse(q.shape[:3], q)
+    q, k, v, rows = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out.transpose(1, 2)
+    backends.get(values[-1]).attention_fwd(rows, lse, q, k, v, *tensors, *values[:-1])
+    return out, lse, q, k, v, rows
 
 
 class _EagerAttention(torch.autograd.Function):
@@ -324,9 +339,14 @@ class _EagerAttention(torch.autograd.Function):
         values: tuple[Any, ...],
         heads_first: bool,
     ) -> tuple[Tensor, Tensor]:
-        out, lse = _eager_fwd(q, k, v, tensors, values, heads_first)
-        ctx.save_for_backward(q, k, v, out, lse, *tensors)
+        if heads_first:
+            out, lse, q, k, v, rows = _heads_first_fwd(q, k, v, tensors, values)
+        else:
+            out, lse = rows, _ = _attention_fwd(q, k, v, *tensors, *values)
+        ctx.save_for_backward(q, k, v, rows, lse, *tensors)
         ctx.values, ctx.heads_first = values, heads_first
+        # Hooks may give back other tensors than were saved.
+        ctx.hooked = _saving_hooks is None or _saving_hooks(True) is not None
         ctx.set_materialize_grads(False)
         return out, lse
 
@@ -334,14 +354,13 @@ class _EagerAttention(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
         q, k, v, out, lse, *tensors = ctx.saved_tensors
         bias_grad = ctx.needs_input_grad[3]
-        if ctx.heads_first:
-            q, k, v, out = (x.transpose(1, 2) for x in (q, k, v, out))
-            dout = None if dout is None else dout.transpose(1, 2)
+        if ctx.heads_first and dout is not None:
+            dout = dout.transpose(1, 2)
         dq, dk, dv, dbias = _gradients(
-            dout, dlse, (q, k, v, out, lse), bias_grad, tensors, ctx.values
+            dout, dlse, (q, k, v, out, lse), bias_grad, tensors, ctx.values, not ctx.hooked
         )
         if ctx.heads_first:
-            dq, dk, dv = (x.transpose(1, 2) for x in (dq, dk, dv))
+            dq, dk, dv = dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
         return dq, dk, dv, dbias if bias_grad else None, None, None, None
 
 
