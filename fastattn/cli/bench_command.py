@@ -111,6 +111,26 @@ def bert(
             output=output,
             options={"--quick": quick, "--threads": threads, "--case": case, "--rounds": rounds},
         )
+        if not case:
+            _overhead(rounds)
+
+
+@app.command()
+def overhead(threads: Threads = None, rounds: Rounds = None, debug: Debug = False) -> None:
+    """Time what our Python costs a call, beside torch's attention on tiny inputs, and a patch.
+
+    Prints, and saves nothing. The other benchmarks include it in their times.
+    """
+    with clear_errors(debug):
+        _check("cpu", threads, rounds)
+        _overhead(rounds)
+
+
+def _overhead(rounds: int | None) -> None:
+    from fastattn.bench import overhead as module
+
+    for line in module.lines(rounds or 100):
+        typer.echo(line)
 
 
 @app.command()

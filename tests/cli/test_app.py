@@ -34,7 +34,7 @@ def test_help_names_the_commands_and_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["0", "set()"], done.stderr
     shown = CliRunner().invoke(app, ["--help"]).output
-    assert all(name in shown for name in ("info", "check", "finetune"))
+    assert all(name in shown for name in ("info", "check", "explain", "finetune"))
 
 
 def test_version() -> None:
