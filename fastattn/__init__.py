@@ -15,11 +15,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fastattn.backends import explain
+from fastattn.compat.sdpa import scaled_dot_product_attention
 from fastattn.errors import BackendError, DataError, FastattnError, PatchError
 from fastattn.integrations import autoregister
 from fastattn.ops.attention import attention
 
 if TYPE_CHECKING:
+    from fastattn.explanation import explain_model
     from fastattn.patching import PatchReport, patch, patched, unpatch
 
 __version__ = "0.1.0"
@@ -33,12 +35,17 @@ __all__ = [
     "__version__",
     "attention",
     "explain",
+    "explain_model",
     "patch",
     "patched",
+    "scaled_dot_product_attention",
     "unpatch",
 ]
 
-_LAZY = {name: "fastattn.patching" for name in ("PatchReport", "patch", "patched", "unpatch")}
+_LAZY = {
+    "explain_model": "fastattn.explanation",
+    **dict.fromkeys(("PatchReport", "patch", "patched", "unpatch"), "fastattn.patching"),
+}
 
 
 def __getattr__(name: str) -> Any:

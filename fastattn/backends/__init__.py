@@ -78,24 +78,26 @@ def fused_order(device_type: str) -> tuple[str, ...]:
     return cpu.NAME, first, second
 
 
-def describe(q: Tensor, k: Tensor, options: Options) -> Call:
+def describe(q: Tensor, k: Tensor, options: Options, *, heads_dim: int = -2) -> Call:
     """Returns the description of a call with checked arguments."""
-    used = {
-        "key_padding_mask": options.key_padding_mask is not None,
-        "bias": options.bias is not None,
-        "window": options.window != (-1, -1),
-        "softcap": options.softcap > 0.0,
-        "alibi_slopes": options.alibi_slopes is not None,
-        "dropout_p": options.dropout_p > 0.0,
-        "grouped heads": q.shape[-2] != k.shape[-2],
-    }
-    return Call(
-        q.device.type,
-        q.dtype,
-        q.shape[-1],
-        options.cu_seqlens_q is not None,
-        tuple(name for name, in_use in used.items() if in_use),
-    )
+    used = []
+    if options.key_padding_mask is not None:
+        used.append("key_padding_mask")
+    if options.bias is not None:
+        used.append("bias")
+    if options.window != (-1, -1):
+        used.append("window")
+    if options.softcap > 0.0:
+        used.append("softcap")
+    if options.alibi_slopes is not None:
+        used.append("alibi_slopes")
+    if options.dropout_p > 0.0:
+        used.append("dropout_p")
+    shape = q.shape
+    if shape[heads_dim] != k.shape[heads_dim]:
+        used.append("grouped heads")
+    packed = options.cu_seqlens_q is not None
+    return Call(q.device.type, q.dtype, shape[-1], packed, tuple(used))
 
 
 def unsupported_reasons(name: str, call: Call) -> list[str]:
@@ -156,7 +158,11 @@ def explain(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Explanation:
     from fastattn.ops.attention import describe_call
 
     call, backend = describe_call(q, k, v, **options)
-    chosen = select(call, backend)
+    return explanation(call, select(call, backend))
+
+
+def explanation(call: Call, chosen: str) -> Explanation:
+    """Returns the choice of a backend together with why the ones before it were passed over."""
     before = itertools.takewhile(lambda name: name != chosen, fused_order(call.device_type))
     reasons = {name: reasons_not_to_choose(name, call) for name in before}
     return Explanation(chosen, call, reasons)

@@ -106,11 +106,11 @@ def _options(
         checks.check_cu_seqlens_values("cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q)
         checks.check_cu_seqlens_values("cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k)
     return (
-        _view(cu_seqlens_q),
-        _view(cu_seqlens_k),
-        _view(key_padding_mask),
-        _view(bias),
-        _view(alibi_slopes),
+        None if cu_seqlens_q is None else _view(cu_seqlens_q),
+        None if cu_seqlens_k is None else _view(cu_seqlens_k),
+        None if key_padding_mask is None else _view(key_padding_mask),
+        None if bias is None else _view(bias),
+        None if alibi_slopes is None else _view(alibi_slopes),
         0 if seed is None else int(seed),
         softmax_scale,
         softcap,
@@ -124,16 +124,16 @@ def _options(
 def _contiguous_lengths(options: tuple[Any, ...]) -> tuple[Any, ...]:
     """The kernels read cumulative lengths with stride 1; the caller keeps the copies alive."""
     cu_seqlens_q, cu_seqlens_k, *rest = options
-    if cu_seqlens_q is not None:
-        cu_seqlens_q, cu_seqlens_k = cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous()
-    return cu_seqlens_q, cu_seqlens_k, *rest
+    if cu_seqlens_q is None:
+        return options
+    return cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous(), *rest
 
 
-def _fill_rows_of_no_sequence(cu_seqlens: Tensor | None, *rows: tuple[Tensor, float]) -> None:
+def _fill_rows_of_no_sequence(cu_seqlens: Tensor, *rows: tuple[Tensor, float]) -> None:
     """The kernels write the rows of the sequences; fills what lies behind the last one."""
-    if cu_seqlens is not None:
-        end = int(cu_seqlens[-1])
-        for tensor, fill in rows:
+    end = int(cu_seqlens[-1])
+    for tensor, fill in rows:
+        if end < len(tensor):
             tensor[end:] = fill
 
 
@@ -150,7 +150,8 @@ def attention_fwd(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *op
         _view(v),
         _options(q, k, *options),
     )
-    _fill_rows_of_no_sequence(options[0], (out, 0.0), (lse.transpose(0, 1), float("-inf")))
+    if options[0] is not None:
+        _fill_rows_of_no_sequence(options[0], (out, 0.0), (lse.transpose(0, 1), float("-inf")))
 
 
 def attention_bwd(
@@ -188,8 +189,9 @@ def attention_bwd(
         _view(lse),
         _options(q, k, *options),
     )
-    _fill_rows_of_no_sequence(options[0], (dq, 0.0))
-    _fill_rows_of_no_sequence(options[1], (dk, 0.0), (dv, 0.0))
+    if options[0] is not None:
+        _fill_rows_of_no_sequence(options[0], (dq, 0.0))
+        _fill_rows_of_no_sequence(options[1], (dk, 0.0), (dv, 0.0))
 
 
 def _dropout_options(seed: Tensor | None, dropout_p: float) -> tuple[int, int, int]:

@@ -21,7 +21,10 @@ def view(tensor: Tensor | None) -> tuple[int, torch.Size, tuple[int, ...]] | Non
 
 def rows_contiguous(tensor: Tensor) -> Tensor:
     """The kernels read along the last dimension with stride 1."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    if tensor.stride(-1) == 1 or tensor.shape[-1] == 1:
+        return tensor
+    # To torch, a tensor without elements is contiguous whatever its strides.
+    return tensor.contiguous() if tensor.numel() > 0 else tensor.new_empty(tensor.shape)
 
 
 def as_rows(tensor: Tensor) -> Tensor:

@@ -20,8 +20,7 @@ def say(line: str) -> None:
 
 def show(result: dict[str, Any]) -> None:
     """Prints the tables of a result."""
-    # A table is never cut: in a narrow terminal, the terminal wraps it.
-    console = Console(highlight=False, soft_wrap=True, width=_WIDTH)
+    console = _console()
     if result["kind"] == "attention":
         found = [tables.attention_summary(result), tables.attention_targets(result)]
         notes = tables.attention_notes(result, with_targets=True)
@@ -36,6 +35,16 @@ def show(result: dict[str, Any]) -> None:
             console.print(_rich(table))
     for line in [*notes, tables.provenance(result)]:
         console.print(line, markup=False)
+
+
+def show_table(table: tables.Table) -> None:
+    """Prints one table."""
+    _console().print(_rich(table))
+
+
+def _console() -> Console:
+    # A table is never cut: in a narrow terminal, the terminal wraps it.
+    return Console(highlight=False, soft_wrap=True, width=_WIDTH)
 
 
 def _rich(table: tables.Table) -> RichTable:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastattn.cli import bench_command, finetune_command
+from fastattn.cli import bench_command, explain_command, finetune_command
 from fastattn.cli.errors import clear_errors
 
 app = typer.Typer(
@@ -70,5 +70,6 @@ def check(debug: Debug = False) -> None:
     raise typer.Exit(0 if all_right else 1)
 
 
+app.command("explain")(explain_command.explain)
 app.command("finetune")(finetune_command.finetune)
 app.add_typer(bench_command.app, name="bench")

@@ -134,6 +134,47 @@ def bert(
             output=output,
             options={**options, "--case": case, "--rounds": rounds},
         )
+        if not case:
+            _overhead(rounds)
+
+
+@app.command()
+def overhead(threads: Threads = None, rounds: Rounds = None, debug: Debug = False) -> None:
+    """Time what our Python costs a call, beside torch's attention on tiny inputs, and a patch.
+
+    Prints, and saves nothing. The other benchmarks include it in their times.
+    """
+    with clear_errors(debug):
+        _check("cpu", threads, rounds)
+        _overhead(rounds)
+
+
+def _overhead(rounds: int | None) -> None:
+    from fastattn.bench import overhead as module
+
+    for line in module.lines(rounds or 100):
+        typer.echo(line)
+
+
+@app.command()
+def compare(
+    before: Annotated[str, typer.Argument(metavar="BEFORE.json", help="The first result file.")],
+    after: Annotated[str, typer.Argument(metavar="AFTER.json", help="The second one.")],
+    debug: Debug = False,
+) -> None:
+    """Compare two result files, and flag what changed by more than noise.
+
+    Says how it is and exits with 0, whatever became slower.
+    """
+    with clear_errors(debug):
+        from fastattn.bench import comparison, results, screen, tables
+
+        old, new = (results.read(Path(file).expanduser()) for file in (before, after))
+        screen.show_table(comparison.compare_results(old, new))
+        for line in comparison.missing_cases(old, new):
+            typer.echo(line)
+        typer.echo(f"Before: {tables.provenance(old)}")
+        typer.echo(f"After: {tables.provenance(new)}")
 
 
 @app.command()

@@ -26,6 +26,8 @@ def clear_errors(debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.secho("\nStopped.", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        raise  # nobody reads on, as in `fastattn ... | head`: click ends quietly
     except (FastattnError, ValueError, ImportError) as error:
         if debug:
             raise

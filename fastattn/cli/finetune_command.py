@@ -47,7 +47,7 @@ TrainSize = Annotated[
         panel=_DATA,
         metavar="N|all",
         parser=_size,
-        help="Texts to train on. Default: 1,000 of the packaged reviews; all of other data.",
+        help="Texts to train on. Default: 1,500 of the packaged reviews; all of other data.",
     ),
 ]
 ValidationSize = Annotated[

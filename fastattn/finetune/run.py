@@ -23,9 +23,10 @@ from fastattn.finetune.config import PACKAGED_DATA, FinetuneConfig
 from fastattn.finetune.output import METRICS_FILE, RUN_FILE, OutputFolder, choose_folder
 from fastattn.finetune.training import Tokenized, choose_device, evaluate, make_trainer, train
 
-# What the packaged reviews train, choose and test on, where the settings do not say: enough for
-# an accuracy well above 0.83, and minutes on two cores.
-_PACKAGED_SIZES = {"train_size": 1_000, "validation_size": 200, "test_size": 1_000}
+# What the packaged reviews train, choose and test on, where the settings do not say: minutes on
+# two cores, and an accuracy well above 0.83 whatever the seed: 0.85 after 1,000 texts, 0.87 after
+# 1,500, 0.885 after 2,000 (2026-11-24).
+_PACKAGED_SIZES = {"train_size": 1_500, "validation_size": 200, "test_size": 1_000}
 
 # Settings that a resumed run may change: they do not change what the steps so far have done.
 _MAY_CHANGE = {

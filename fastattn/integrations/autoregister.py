@@ -70,6 +70,11 @@ class _Finder:
 def _register() -> None:
     try:
         importlib.import_module("fastattn.integrations.transformers")
+        # What a first patch needs. torch looks through all loaded modules for the source of each
+        # operator, which takes 100 ms: unnoticed in an import of seconds, and twice what the patch
+        # of bert-large may take (2026-11-24).
+        for operators in ("gelu", "layer_norm", "linear"):
+            importlib.import_module(f"fastattn.ops.{operators}")
     except ImportError as error:
         warnings.warn(
             f'attn_implementation="fastattn" is not available: {error}',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from fastattn import backends, dropout, reference
 from fastattn.ops import checks
-from fastattn.ops.attention_op import attention_op
+from fastattn.ops.attention_op import attention_op, heads_first_like
 
 
 class Options(NamedTuple):
@@ -27,6 +28,20 @@ class Options(NamedTuple):
     softcap: float
     window: tuple[int, int]
     dropout_p: float
+
+
+# Called with q, k (heads second), the options and the backend of every eager call.
+_watchers: list[Callable[[Tensor, Tensor, Options, str], None]] = []
+
+
+@contextlib.contextmanager
+def watched(watcher: Callable[[Tensor, Tensor, Options, str], None]) -> Iterator[None]:
+    """Shows a function every call, of any thread, for the length of a ``with`` block."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
 
 
 @overload
@@ -153,8 +168,8 @@ def attention(
 
     Source: Dao, "FlashAttention-2", 2023, algorithms 1 and 2.
     """
-    q, k, v = _autocast(q, k, v)
-    options = _checked_options(
+    q, k, v = autocast(q, k, v)
+    options = checked_options(
         q,
         k,
         v,
@@ -173,11 +188,37 @@ def attention(
     )
     chosen = backends.select(backends.describe(q, k, options), backend)
     seed = dropout.draw_seed(q.device, generator) if dropout_p > 0.0 else None
-    if chosen == "reference":
-        out, lse = _reference(q, k, v, options, seed)
-    else:
-        out, lse = attention_op(q, k, v, options, seed, chosen)
+    out, lse = run(q, k, v, options, seed, chosen)
     return (out, lse) if return_lse else out
+
+
+def run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    options: Options,
+    seed: Tensor | None,
+    backend: str,
+    *,
+    heads_first: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Runs a call with checked arguments on the backend chosen for it.
+
+    Args:
+        heads_first: q, k, v and out are (batch, heads, seqlen, head_dim), and out has the strides
+            of q where these leave no gaps.
+    """
+    if not torch.compiler.is_compiling() and _watchers:
+        rows = (q.transpose(1, 2), k.transpose(1, 2)) if heads_first else (q, k)
+        for watcher in _watchers:
+            watcher(*rows, options, backend)
+    if backend != backends.REFERENCE:
+        return attention_op(q, k, v, options, seed, backend, heads_first)
+    if not heads_first:
+        return _reference(q, k, v, options, seed)
+    q_rows, k_rows, v_rows = (x.transpose(1, 2) for x in (q, k, v))
+    out, lse = _reference(q_rows, k_rows, v_rows, options, seed)
+    return heads_first_like(out, q), lse
 
 
 def describe_call(
@@ -191,11 +232,11 @@ def describe_call(
     **options: Any,
 ) -> tuple[backends.Call, str | None]:
     """Checks the arguments of :func:`attention`; returns what decides on its backend."""
-    q, k, v = _autocast(q, k, v)
-    return backends.describe(q, k, _checked_options(q, k, v, **options)), backend
+    q, k, v = autocast(q, k, v)
+    return backends.describe(q, k, checked_options(q, k, v, **options)), backend
 
 
-def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Casts q, k, v as torch's own attention does under ``torch.autocast``."""
     # torch has no autocast for tensors without data, and says so by raising.
     if not isinstance(q, Tensor) or q.is_meta or not torch.is_autocast_enabled(q.device.type):
@@ -208,7 +249,7 @@ def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _checked_options(
+def checked_options(
     q: Tensor,
     k: Tensor,
     v: Tensor,

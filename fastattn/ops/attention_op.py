@@ -2,14 +2,24 @@
 
 Registered with ``torch.library``, so that autograd, fake tensors and ``torch.compile`` treat the
 fused kernels as any other operator. Python allocates the results, a backend fills them.
+
+An operator written in Python costs 12 us a call on its way through torch's dispatcher, and 85 us
+more with a gradient (AMD EPYC, torch 2.13, 2026-11-24), more than short sequences themselves take.
+So a plain eager call, which nobody but autograd could be watching, goes to the same functions by an
+``autograd.Function``. Any other call, as in a compiled, exported, traced or profiled model, goes to
+the operators.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import _C, Tensor
+from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 
 from fastattn import backends
 from fastattn.reference import statistics_dtype
@@ -25,6 +35,13 @@ _OPTIONS_SCHEMA = (
     "float dropout_p, str backend"
 )
 
+# q, k, v, cu_seqlens_q, cu_seqlens_k, key_padding_mask, bias, alibi_slopes, seed
+_NUM_TENSORS = 9
+_BIAS_INDEX = 3  # among those after q, k, v
+
+# Says which hooks on saved tensors are active; torch 2.6 has none such.
+_saving_hooks = getattr(_C._autograd, "_top_saved_tensors_default_hooks", None)
+
 torch.library.define(
     "fastattn::attention_fwd",
     f"(Tensor q, Tensor k, Tensor v, {_OPTIONS_SCHEMA}) -> (Tensor, Tensor)",
@@ -37,52 +54,138 @@ torch.library.define(
 
 
 def attention_op(
-    q: Tensor, k: Tensor, v: Tensor, options: Options, seed: Tensor | None, backend: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    options: Options,
+    seed: Tensor | None,
+    backend: str,
+    heads_first: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Calls the forward operator with the options of :func:`fastattn.attention`."""
-    return torch.ops.fastattn.attention_fwd(
-        q,
-        k,
-        v,
+    """Runs the forward operator with the options of :func:`fastattn.attention`.
+
+    Args:
+        heads_first: q, k, v and out are (batch, heads, seqlen, head_dim).
+    """
+    bias = options.bias
+    tensors = (
         options.cu_seqlens_q,
         options.cu_seqlens_k,
         options.key_padding_mask,
-        options.bias,
+        bias,
         options.alibi_slopes,
         seed,
+    )
+    values = (
         options.max_seqlen_q,
         options.max_seqlen_k,
         options.softmax_scale,
         options.softcap,
-        options.window[0],
-        options.window[1],
+        *options.window,
         options.dropout_p,
         backend,
     )
+    # A compiler asks first, and traces nothing of the rest.
+    if torch.compiler.is_compiling() or not is_plain_call(q, k, v, *tensors):
+        if not torch.compiler.is_compiling():
+            _refuse_tangents(q, k, v, bias)
+        if not heads_first:
+            return torch.ops.fastattn.attention_fwd(q, k, v, *tensors, *values)
+        heads_second = (x.transpose(1, 2) for x in (q, k, v))
+        out, lse = torch.ops.fastattn.attention_fwd(*heads_second, *tensors, *values)
+        return heads_first_like(out, q), lse
+    differentiable = torch.is_grad_enabled() and (
+        q.requires_grad
+        or k.requires_grad
+        or v.requires_grad
+        or (bias is not None and bias.requires_grad)
+    )
+    if differentiable:
+        return _EagerAttention.apply(q, k, v, bias, tensors, values, heads_first)
+    return _eager_fwd(q, k, v, tensors, values, heads_first)
+
+
+def heads_first_like(out: Tensor, q: Tensor) -> Tensor:
+    """(batch, seqlen, heads, head_dim) -> heads first, contiguous if q is: callers may view it."""
+    out = out.transpose(1, 2)
+    return out.contiguous() if q.is_contiguous() else out
+
+
+def is_plain_call(first: Tensor, *others: Tensor | None) -> bool:
+    """Whether an eager call may go past the dispatcher: only autograd would see it there.
+
+    It may not while a mode of torch is active (fake tensors, tracing, functorch, profiling,
+    selective checkpointing), nor if a tensor is more than memory (a subclass, a negated view).
+    """
+    if (
+        has_torch_function((first, *others))  # an active mode, or a subclass other than Parameter
+        or _C._len_torch_dispatch_stack()
+        or _C._functorch.peek_interpreter_stack() is not None
+        or _C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+        or _C._autograd._profiler_enabled()
+    ):
+        return False
+    plain_keys = _plain_keys(first.device)
+    for x in (first, *others):
+        if x is not None and _C._dispatch_keys(x).raw_repr() not in plain_keys:
+            return False
+    return True
+
+
+def _refuse_tangents(*tensors: Tensor | None) -> None:
+    """Raises in forward-mode differentiation, which would lose the tangents of an operator."""
+    if forward_ad._current_level < 0:
+        return
+    for x in tensors:
+        if x is not None and forward_ad.unpack_dual(x).tangent is not None:
+            raise NotImplementedError(
+                "attention: forward-mode derivatives must be taken on the reference backend; got a "
+                'tensor with a tangent. Call attention(..., backend="reference").'
+            )
+
+
+@functools.cache
+def _plain_keys(device: torch.device) -> frozenset[int]:
+    """Returns the dispatch keys of a tensor that is memory and nothing more."""
+    keys = set()
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            keys.add(_C._dispatch_keys(torch.empty(0, device=device)).raw_repr())
+    return frozenset(keys)
 
 
 def _empty_outputs(q: Tensor, cu_seqlens_q: Tensor | None) -> tuple[Tensor, Tensor]:
     """Returns out and lse, to be filled."""
     if cu_seqlens_q is None:
         batch_size, seqlen_q, num_heads, _ = q.shape
-        lse_shape = [batch_size, num_heads, seqlen_q]
-    else:
-        lse_shape = [q.shape[1], q.shape[0]]
-    return q.new_empty(q.shape), q.new_empty(lse_shape, dtype=statistics_dtype(q.dtype))
+        return _empty_like(q), _empty_lse((batch_size, num_heads, seqlen_q), q)
+    return _empty_like(q), _empty_lse((q.shape[1], q.shape[0]), q)
+
+
+def _empty_lse(shape: Sequence[int], q: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=statistics_dtype(q.dtype), device=q.device)
 
 
 def _empty_grads(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, bias_grad: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns dq, dk, dv and dbias, to be filled; dbias is empty if it is not asked for."""
-    if bias_grad and bias is not None:
-        dbias = bias.new_empty(bias.shape)
-    else:
-        dbias = q.new_empty([0], dtype=statistics_dtype(q.dtype))
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Returns dq, dk, dv and dbias, to be filled."""
+    dbias = _empty_like(bias) if bias_grad and bias is not None else None
+    return _empty_like(q), _empty_like(k), _empty_like(v), dbias
 
 
-@torch.library.impl("fastattn::attention_fwd", "default")
+def _empty_like(x: Tensor) -> Tensor:
+    """Half the time of ``x.new_empty(x.shape)``."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _empty_heads_first(x: Tensor) -> Tensor:
+    """The strides of x without gaps, where kernels can write to these."""
+    empty = torch.empty_like(x)
+    return empty if empty.stride(-1) == 1 else _empty_like(x)
+
+
 def _attention_fwd(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     *call, backend = options
     out, lse = _empty_outputs(q, call[0])
@@ -95,7 +198,6 @@ def _attention_fwd_fake(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple
     return _empty_outputs(q, options[0])
 
 
-@torch.library.impl("fastattn::attention_bwd", "default")
 def _attention_bwd(
     dout: Tensor,
     dlse: Tensor | None,
@@ -106,13 +208,25 @@ def _attention_bwd(
     lse: Tensor,
     bias_grad: bool,
     *options: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     *call, backend = options
-    dq, dk, dv, dbias = _empty_grads(q, k, v, call[3], bias_grad)
-    backends.get(backend).attention_bwd(
-        dq, dk, dv, dbias if bias_grad else None, dout, dlse, q, k, v, out, lse, *call
-    )
+    dq, dk, dv, dbias = _empty_grads(q, k, v, call[_BIAS_INDEX], bias_grad)
+    backends.get(backend).attention_bwd(dq, dk, dv, dbias, dout, dlse, q, k, v, out, lse, *call)
     return dq, dk, dv, dbias
+
+
+def _four_tensors(
+    dq: Tensor, dk: Tensor, dv: Tensor, dbias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the operator returns, which cannot be None: dbias is empty if it is not asked for."""
+    if dbias is None:
+        dbias = torch.empty(0, dtype=statistics_dtype(dq.dtype), device=dq.device)
+    return dq, dk, dv, dbias
+
+
+@torch.library.impl("fastattn::attention_bwd", "default")
+def _attention_bwd_op(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _four_tensors(*_attention_bwd(*arguments))
 
 
 @torch.library.register_fake("fastattn::attention_bwd")
@@ -127,37 +241,127 @@ def _attention_bwd_fake(
     bias_grad: bool,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _empty_grads(q, k, v, options[3], bias_grad)
+    return _four_tensors(*_empty_grads(q, k, v, options[_BIAS_INDEX], bias_grad))
 
 
-_NUM_TENSOR_OPTIONS = 6  # cu_seqlens_q, cu_seqlens_k, key_padding_mask, bias, alibi_slopes, seed
-_BIAS_INDEX = 3 + 3  # q, k, v, cu_seqlens_q, cu_seqlens_k, key_padding_mask, bias
+torch.library.impl("fastattn::attention_fwd", "default", _attention_fwd)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    num_tensors = 3 + _NUM_TENSOR_OPTIONS
-    ctx.save_for_backward(*inputs[:num_tensors], *output)
-    ctx.values = inputs[num_tensors:]
+    ctx.save_for_backward(*inputs[:_NUM_TENSORS], *output)
+    ctx.values = inputs[_NUM_TENSORS:]
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
-    *inputs, out, lse = ctx.saved_tensors
-    q, k, v, *tensors = inputs
-    bias_grad = ctx.needs_input_grad[_BIAS_INDEX]
-    if dout is None:
-        dout = torch.zeros_like(out)
-    dq, dk, dv, dbias = torch.ops.fastattn.attention_bwd(
-        dout, dlse, q, k, v, out, lse, bias_grad, *tensors, *ctx.values
-    )
-    num_rest = len(tensors) + len(ctx.values)
-    rest: list[Tensor | None] = [None] * num_rest
+    q, k, v, *tensors, out, lse = ctx.saved_tensors
+    bias_grad = ctx.needs_input_grad[3 + _BIAS_INDEX]
+    dq, dk, dv, dbias = _gradients(dout, dlse, (q, k, v, out, lse), bias_grad, tensors, ctx.values)
+    rest: list[Tensor | None] = [None] * (len(tensors) + len(ctx.values))
     if bias_grad:
-        rest[_BIAS_INDEX - 3] = dbias
+        rest[_BIAS_INDEX] = dbias
     return dq, dk, dv, *rest
 
 
+def _gradients(
+    dout: Tensor | None,
+    dlse: Tensor | None,
+    saved: Sequence[Tensor],  # q, k, v, out, lse
+    bias_grad: bool,
+    tensors: Sequence[Tensor | None],
+    values: tuple[Any, ...],
+    saved_is_plain: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Runs the backward operator."""
+    if dout is None:
+        dout = torch.zeros_like(saved[3])
+    through_dispatcher = (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()  # the gradient may be differentiated again
+        or not (
+            is_plain_call(dout, dlse)
+            if saved_is_plain
+            else is_plain_call(dout, dlse, *saved, *tensors)
+        )
+    )
+    run: Any = torch.ops.fastattn.attention_bwd if through_dispatcher else _attention_bwd
+    return run(dout, dlse, *saved, bias_grad, *tensors, *values)
+
+
 torch.library.register_autograd("fastattn::attention_fwd", _backward, setup_context=_setup_context)
+
+
+def _eager_fwd(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tensors: tuple[Tensor | None, ...],
+    values: tuple[Any, ...],
+    heads_first: bool,
+) -> tuple[Tensor, Tensor]:
+    """The forward operator, past the dispatcher."""
+    if not heads_first:
+        return _attention_fwd(q, k, v, *tensors, *values)
+    out, lse, *_ = _heads_first_fwd(q, k, v, tensors, values)
+    return out, lse
+
+
+def _heads_first_fwd(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tensors: tuple[Tensor | None, ...],
+    values: tuple[Any, ...],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns out, lse, and q, k, v, out with their heads second."""
+    out, lse = _empty_heads_first(q), _empty_lse(q.shape[:3], q)
+    q, k, v, rows = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out.transpose(1, 2)
+    backends.get(values[-1]).attention_fwd(rows, lse, q, k, v, *tensors, *values[:-1])
+    return out, lse, q, k, v, rows
+
+
+class _EagerAttention(torch.autograd.Function):
+    """The forward operator and its gradient, past the dispatcher.
+
+    What never has a gradient comes in two tuples: autograd looks at each argument that is not. For
+    the same reason heads_first is not a matter of transposed arguments: autograd would take 15 us
+    for the four views and their gradients.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        tensors: tuple[Tensor | None, ...],
+        values: tuple[Any, ...],
+        heads_first: bool,
+    ) -> tuple[Tensor, Tensor]:
+        if heads_first:
+            out, lse, q, k, v, rows = _heads_first_fwd(q, k, v, tensors, values)
+        else:
+            out, lse = rows, _ = _attention_fwd(q, k, v, *tensors, *values)
+        ctx.save_for_backward(q, k, v, rows, lse, *tensors)
+        ctx.values, ctx.heads_first = values, heads_first
+        # Hooks may give back other tensors than were saved.
+        ctx.hooked = _saving_hooks is None or _saving_hooks(True) is not None
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+        q, k, v, out, lse, *tensors = ctx.saved_tensors
+        bias_grad = ctx.needs_input_grad[3]
+        if ctx.heads_first and dout is not None:
+            dout = dout.transpose(1, 2)
+        dq, dk, dv, dbias = _gradients(
+            dout, dlse, (q, k, v, out, lse), bias_grad, tensors, ctx.values, not ctx.hooked
+        )
+        if ctx.heads_first:
+            dq, dk, dv = dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
+        return dq, dk, dv, dbias if bias_grad else None, None, None, None
 
 
 def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:

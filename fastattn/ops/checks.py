@@ -40,6 +40,51 @@ def _require_device(name: str, value: Tensor, q: Tensor) -> None:
 
 def check_qkv(q: Tensor, k: Tensor, v: Tensor, packed: bool) -> None:
     """Checks the types, devices and shapes of q, k, v against each other."""
+    if not _agree(q, k, v, 3 if packed else 4):
+        _explain_disagreement(q, k, v, packed)
+    q_shape, k_shape = q.shape, k.shape
+    if k_shape != v.shape:
+        _fail(
+            ValueError,
+            f"v must have the shape of k, {tuple(k_shape)}; got {tuple(v.shape)}. "
+            "Values of another head_dim are not supported; pad the smaller one with zeros.",
+        )
+    if q_shape[-1] != k_shape[-1] or q_shape[-1] == 0:
+        _fail(
+            ValueError,
+            f"k must have the head_dim of q, at least 1; got head_dim {k_shape[-1]} for k and "
+            f"{q_shape[-1]} for q.",
+        )
+    num_heads, num_heads_kv = q_shape[-2], k_shape[-2]
+    if num_heads == 0 or num_heads_kv == 0 or num_heads % num_heads_kv != 0:
+        _fail(
+            ValueError,
+            "num_heads of q must be a multiple of num_heads_kv of k and v, both at least 1; got "
+            f"{num_heads} and {num_heads_kv}.",
+        )
+    if not packed and q_shape[0] != k_shape[0]:
+        _fail(
+            ValueError,
+            f"k must have the batch size of q, {q_shape[0]}; got {k_shape[0]}. "
+            "Shapes are (batch, seqlen, heads, head_dim).",
+        )
+
+
+def _agree(q: Tensor, k: Tensor, v: Tensor, ndim: int) -> bool:
+    """Whether all is right that :func:`_explain_disagreement` looks at one by one."""
+    return (
+        isinstance(q, Tensor)
+        and isinstance(k, Tensor)
+        and isinstance(v, Tensor)
+        and q.dtype in DTYPES
+        and q.dtype == k.dtype == v.dtype
+        and q.device == k.device == v.device
+        and q.ndim == k.ndim == v.ndim == ndim
+    )
+
+
+def _explain_disagreement(q: Tensor, k: Tensor, v: Tensor, packed: bool) -> None:
+    """Raises for the first of q, k, v that has another type, dtype, device or rank."""
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         _require_tensor(name, tensor)
         if tensor.dtype not in DTYPES:
@@ -62,31 +107,6 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor, packed: bool) -> None:
                 else "(batch, seqlen, heads, head_dim), or packed with cu_seqlens_q"
             )
             _fail(ValueError, f"{name} must be {layout}; got shape {tuple(tensor.shape)}.")
-    if k.shape != v.shape:
-        _fail(
-            ValueError,
-            f"v must have the shape of k, {tuple(k.shape)}; got {tuple(v.shape)}. "
-            "Values of another head_dim are not supported; pad the smaller one with zeros.",
-        )
-    if q.shape[-1] != k.shape[-1] or q.shape[-1] == 0:
-        _fail(
-            ValueError,
-            f"k must have the head_dim of q, at least 1; got head_dim {k.shape[-1]} for k and "
-            f"{q.shape[-1]} for q.",
-        )
-    num_heads, num_heads_kv = q.shape[-2], k.shape[-2]
-    if num_heads == 0 or num_heads_kv == 0 or num_heads % num_heads_kv != 0:
-        _fail(
-            ValueError,
-            "num_heads of q must be a multiple of num_heads_kv of k and v, both at least 1; got "
-            f"{num_heads} and {num_heads_kv}.",
-        )
-    if not packed and q.shape[0] != k.shape[0]:
-        _fail(
-            ValueError,
-            f"k must have the batch size of q, {q.shape[0]}; got {k.shape[0]}. "
-            "Shapes are (batch, seqlen, heads, head_dim).",
-        )
 
 
 def check_packed(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 REPLACED = "replaced"
 LEFT = "left"
 
-_NUMBER = re.compile(r"\.\d+(?=\.|$)")
+NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class PatchReport:
         """A table; layers that differ in their number alone share a line."""
         groups: dict[tuple[str, ...], list[str]] = {}
         for x in self.layers:
-            numbers = _NUMBER.findall(x.name)
-            key = (_NUMBER.sub(".*", x.name) or "(model)", x.layer, x.what, x.reason)
+            numbers = NUMBER.findall(x.name)
+            key = (NUMBER.sub(".*", x.name) or "(model)", x.layer, x.what, x.reason)
             groups.setdefault(key, []).extend(numbers[:1])
         rows = [
             (name if len(numbers) < 2 else f"{name} ({len(numbers)})", *rest)

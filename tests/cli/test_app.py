@@ -34,7 +34,7 @@ def test_help_names_the_commands_and_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["0", "set()"], done.stderr
     shown = CliRunner().invoke(app, ["--help"]).output
-    assert all(name in shown for name in ("info", "check", "finetune"))
+    assert all(name in shown for name in ("info", "check", "explain", "finetune"))
 
 
 def test_version() -> None:
@@ -150,3 +150,15 @@ def test_debug_lets_errors_through() -> None:
 def test_git_commit_is_that_of_the_source_tree() -> None:
     commit = environment.git_commit()
     assert commit is None or len(commit.removesuffix("-dirty")) == 40
+
+
+def test_a_reader_that_stops_reading_is_no_error() -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    process.wait()
+    assert "Nobody foresaw" not in errors and "Traceback" not in errors
