@@ -99,15 +99,16 @@ struct KeyGrad {
     return tile;
   }
 
-  // What a block of queries, from row0 on, gives to the warp's keys, from col0 on.
+  // What `rows` queries, from row0 on, give to the warp's keys, from col0 on. Sixteen queries at a
+  // time and no more at once: the results alone take half of a thread's registers.
   __device__ __forceinline__ static void meet(State& state, uint32_t smem, uint32_t stage,
-                                              const ScoreGrad<Traits>& grad, int row0, int col0) {
-    const uint32_t q = smem + stage * kStageBytes, dout = q + kTileBytes;
-    FASTATTN_UNROLL
-    for (int row = 0; row < kBlockM; row += 16) {
+                                              const ScoreGrad<Traits>& grad, int row0, int rows,
+                                              int col0) {
+    for (int row = 0; row < rows && row < kBlockM; row += 16) {
+      const uint32_t q = smem + stage * kStageBytes + row * kRowBytes, dout = q + kTileBytes;
       float s[kRowTiles][2][4] = {}, dp[kRowTiles][2][4] = {};
-      multiply_by_rows<T>(s, state.k, q, row);
-      multiply_by_rows<T>(dp, state.v, dout, row);
+      multiply_by_rows<T>(s, state.k, q);
+      multiply_by_rows<T>(dp, state.v, dout);
       const TileGrad<true> stats = read_stats(smem, stage, row);
       uint32_t p[kRowTiles][1][4], ds[kRowTiles][1][4];
       FASTATTN_UNROLL
@@ -119,8 +120,8 @@ struct KeyGrad {
         pack_left<T>(p[m][0], s[m][0], s[m][1]);
         pack_left<T>(ds[m][0], dp[m][0], dp[m][1]);
       }
-      multiply_by_cols<T, kHeadDim>(state.dv, p, dout, row);
-      multiply_by_cols<T, kHeadDim>(state.dk, ds, q, row);
+      multiply_by_cols<T, kHeadDim>(state.dv, p, dout);
+      multiply_by_cols<T, kHeadDim>(state.dk, ds, q);
     }
   }
 
@@ -208,7 +209,8 @@ FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, 1)
     const RowGrad next_stats = G::load_stats(params, sequence, next);
     const ScoreRule<Traits> rule(params, sequence, block.head);
     const Dropout dropout(params, sequence, block.head);
-    G::meet(state, smem, stage, {rule, dropout, keep_scale(params)}, block.row0, col0 + warp_row);
+    G::meet(state, smem, stage, {rule, dropout, keep_scale(params)}, block.row0,
+            sequence.seqlen_q - block.row0, col0 + warp_row);
     G::store_stats(smem, stage ^ 1, next_stats);  // loaded before the products, needed after them
     block = next;
   }

@@ -25,7 +25,8 @@ struct DqShape {
       kQueries + kQueryBytes > 2 * kStageBytes ? kQueries + kQueryBytes : 2 * kStageBytes;
 };
 
-// Adds to dq what a block of keys gives to the warp's queries, from row0 on.
+// Adds to dq what a block of keys gives to the warp's queries, from row0 on, sixteen keys at a
+// time.
 template <class Traits, int kRowTiles, int kBlockN>
 __device__ __forceinline__ void add_dq(float (&dq)[kRowTiles][Traits::kHeadDim / 8][4],
                                        const QueryFragments<Traits, kRowTiles>& queries,
@@ -33,14 +34,14 @@ __device__ __forceinline__ void add_dq(float (&dq)[kRowTiles][Traits::kHeadDim /
                                        const ScoreGrad<Traits>& grad, int row0,
                                        const KeyBlock<kBlockN>& keys) {
   using T = typename Traits::T;
-  FASTATTN_UNROLL
-  for (int col = 0; col < kBlockN; col += 16) {
+  for (int col = 0; col < kBlockN && keys.col0 + col < keys.end; col += 16) {
     float ds[kRowTiles][2][4];
     queries.score_grads(ds, k_smem, v_smem, grad, row0, keys, col, /*before_softcap=*/true);
     uint32_t left[kRowTiles][1][4];
     FASTATTN_UNROLL
     for (int m = 0; m < kRowTiles; ++m) pack_left<T>(left[m][0], ds[m][0], ds[m][1]);
-    multiply_by_cols<T, Traits::kHeadDim>(dq, left, k_smem, col);
+    multiply_by_cols<T, Traits::kHeadDim>(dq, left,
+                                          k_smem + col * SmemTile<Traits::kHeadDim>::kRowBytes);
   }
 }
 

@@ -47,14 +47,14 @@ struct Forward {
                                                 const KeyBlock<kBlockN>& keys) {
     constexpr int kColTiles = kBlockN / 8;
     float s[kRowTiles][kColTiles][4] = {};
-    multiply_by_rows<T>(s, state.q, stage, 0);
+    multiply_by_rows<T>(s, state.q, stage);
     uint32_t p[kRowTiles][kBlockN / 16][4];
     FASTATTN_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
       const int tile_row = row0 + 16 * m;
       float capped[kColTiles][4];
       rule.apply(s[m], capped, ScorePlace<false>::of_tile(tile_row, keys.col0));
-      mask_keys(s[m], keys.live, 0);
+      mask_keys(s[m], keys.live);
       float rescale[2];
       state.softmax[m].update(s[m], rule.factor(), rescale);
       FASTATTN_UNROLL
@@ -70,7 +70,7 @@ struct Forward {
         pack_left<T>(p[m][k], s[m][2 * k], s[m][2 * k + 1]);
       }
     }
-    multiply_by_cols<T, kHeadDim>(state.acc, p, stage + kTileBytes, 0);
+    multiply_by_cols<T, kHeadDim>(state.acc, p, stage + kTileBytes);
   }
 
   __device__ __forceinline__ static void drop(float (&left)[4], float (&right)[4],

@@ -5,7 +5,7 @@
 // lane ^ 4 owns the other four: each makes one of the calls, and they swap halves of the words.
 #pragma once
 
-#include "common/philox.h"
+#include "cuda/philox.cuh"
 #include "cuda/seqlen.cuh"
 
 namespace fastattn::cuda {
@@ -30,9 +30,7 @@ class Dropout {
         head_(static_cast<uint32_t>(head)),
         sequence_(static_cast<uint32_t>(sequence.index)) {
     if (threshold_ == 0) return;
-    const uint64_t seed =
-        params.seed_ptr == nullptr ? params.seed : static_cast<uint64_t>(ldg(params.seed_ptr));
-    key0_ = static_cast<uint32_t>(seed), key1_ = static_cast<uint32_t>(seed >> 32);
+    seed_ = params.seed_ptr == nullptr ? params.seed : static_cast<uint64_t>(ldg(params.seed_ptr));
   }
 
   __device__ __forceinline__ uint32_t threshold() const { return threshold_; }
@@ -66,22 +64,13 @@ class Dropout {
  private:
   __device__ __forceinline__ DropoutDraws call(uint32_t lane, uint32_t row_tile,
                                                uint32_t col_tile) const {
-    uint32_t c0 = philox::kCallsPerTile * col_tile + lane, c1 = row_tile;
-    uint32_t c2 = head_, c3 = sequence_;
-    uint32_t key0 = key0_, key1 = key1_;
-    FASTATTN_UNROLL
-    for (int round = 0; round < philox::kRounds; ++round) {
-      const uint32_t high0 = umulhi(philox::kMultiplier0, c0), low0 = philox::kMultiplier0 * c0;
-      const uint32_t high1 = umulhi(philox::kMultiplier1, c2), low1 = philox::kMultiplier1 * c2;
-      c0 = high1 ^ c1 ^ key0, c1 = low1;
-      c2 = high0 ^ c3 ^ key1, c3 = low0;
-      key0 += philox::kKeyIncrement0, key1 += philox::kKeyIncrement1;
-    }
-    return {{c0, c1, c2, c3}};
+    const PhiloxWords drawn =
+        philox4x32(seed_, philox::kCallsPerTile * col_tile + lane, row_tile, head_, sequence_);
+    return {{drawn.word[0], drawn.word[1], drawn.word[2], drawn.word[3]}};
   }
 
   uint32_t threshold_, head_, sequence_;
-  uint32_t key0_ = 0, key1_ = 0;
+  uint64_t seed_ = 0;
 };
 
 // What is kept is multiplied by this, as philox::keep_scale.

@@ -180,18 +180,15 @@ class ScoreRule {
   float slope_ = 0.0f;
 };
 
-// Gives -inf to the scores of keys that are not live. `col0` is the tile's first key in `live`.
+// Gives -inf to the scores of keys that are not live; the first of `live` is the tile's first.
 template <int kCols, int kColTiles>
-__device__ __forceinline__ void mask_keys(float (&s)[kColTiles][4], const LiveKeys<kCols>& live,
-                                          int col0) {
+__device__ __forceinline__ void mask_keys(float (&s)[kColTiles][4], const LiveKeys<kCols>& live) {
   if (live.all()) return;
   FASTATTN_UNROLL
   for (int n = 0; n < kColTiles; ++n) {
-    const int col = col0 + 8 * n;
-    const uint32_t bits = live.words[col / kWarpSize] >> (col % kWarpSize) >> quad_col();
     FASTATTN_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      if ((bits >> (i % 2) & 1) == 0) s[n][i] = -kInfinity;
+    for (int i = 0; i < 2; ++i) {
+      if (!live.test(8 * n + i, quad_col())) s[n][i] = s[n][i + 2] = -kInfinity;
     }
   }
 }

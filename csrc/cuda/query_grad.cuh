@@ -59,14 +59,14 @@ struct QueryFragments {
       FASTATTN_UNROLL
       for (int i = 0; i < 8; ++i) ds[m][i / 4][i % 4] = 0.0f;
     }
-    multiply_by_rows<T>(s, q, k_smem, col);
-    multiply_by_rows<T>(ds, dout, v_smem, col);
+    multiply_by_rows<T>(s, q, k_smem + col * SmemTile<kHeadDim>::kRowBytes);
+    multiply_by_rows<T>(ds, dout, v_smem + col * SmemTile<kHeadDim>::kRowBytes);
     FASTATTN_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
       const int tile_row = row0 + 16 * m, tile_col = keys.col0 + col;
       float capped[2][4];
       grad.rule.apply(s[m], capped, ScorePlace<false>::of_tile(tile_row, tile_col));
-      mask_keys(s[m], keys.live, col);
+      mask_keys(s[m], keys.live.from(col));
       grad.compute(s[m], ds[m], capped, stats[m], tile_row, tile_col, before_softcap);
     }
   }

@@ -127,6 +127,13 @@ struct LiveKeys {
   __device__ __forceinline__ bool test(int step, int i) const {
     return (words[step / kWarpSize] >> (step % kWarpSize) >> i & 1) != 0;
   }
+  // Those from key i on that are in the same word, which are at least 16 if i is a multiple of it.
+  __device__ __forceinline__ LiveKeys<kWarpSize> from(int i) const {
+    uint32_t word = words[0];
+    FASTATTN_UNROLL
+    for (int j = 1; j < kWords; ++j) word = i >= j * kWarpSize ? words[j] : word;
+    return {{word >> (i % kWarpSize)}};
+  }
   __device__ __forceinline__ bool any() const {
     uint32_t bits = 0;
     FASTATTN_UNROLL

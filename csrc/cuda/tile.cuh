@@ -169,11 +169,11 @@ class LeftRows {
   uint32_t held_[kHeld ? kRowTiles : 1][kHeadDim / 16][4];
 };
 
-// acc += left @ rows.T for the rows of a tile from row0 on, 8 for each accumulator.
+// acc += left @ rows.T for the rows of a tile from its first on, 8 for each accumulator.
 template <class T, int kHeadDim, int kRowTiles, int kColTiles, bool kHeld>
 __device__ __forceinline__ void multiply_by_rows(float (&acc)[kRowTiles][kColTiles][4],
                                                  const LeftRows<kHeadDim, kRowTiles, kHeld>& left,
-                                                 uint32_t smem, int row0) {
+                                                 uint32_t smem) {
   static_assert(kColTiles % 2 == 0, "one ldmatrix serves two accumulators");
   using Tile = SmemTile<kHeadDim>;
   const int lane = lane_idx();
@@ -186,7 +186,7 @@ __device__ __forceinline__ void multiply_by_rows(float (&acc)[kRowTiles][kColTil
     FASTATTN_UNROLL
     for (int n = 0; n < kColTiles; n += 2) {
       uint32_t b[4];
-      ldmatrix_x4(Tile::advance(row, 2 * k, row0 + 8 * n), b);
+      ldmatrix_x4(Tile::advance(row, 2 * k, 8 * n), b);
       FASTATTN_UNROLL
       for (int m = 0; m < kRowTiles; ++m) {
         mma_m16n8k16<T>(acc[m][n], a[m], b[0], b[1]);
@@ -196,11 +196,11 @@ __device__ __forceinline__ void multiply_by_rows(float (&acc)[kRowTiles][kColTil
   }
 }
 
-// acc[m] += a[m] @ rows for the rows of a tile from row0 on, 16 for each fragment of a[m].
+// acc[m] += a[m] @ rows for the rows of a tile from its first on, 16 for each fragment of a[m].
 template <class T, int kHeadDim, int kRowTiles, int kDepthTiles>
 __device__ __forceinline__ void multiply_by_cols(float (&acc)[kRowTiles][kHeadDim / 8][4],
                                                  const uint32_t (&a)[kRowTiles][kDepthTiles][4],
-                                                 uint32_t smem, int row0) {
+                                                 uint32_t smem) {
   using Tile = SmemTile<kHeadDim>;
   const int lane = lane_idx();
   const uint32_t row = smem + Tile::offset(lane % 16, lane / 16);
@@ -209,7 +209,7 @@ __device__ __forceinline__ void multiply_by_cols(float (&acc)[kRowTiles][kHeadDi
     FASTATTN_UNROLL
     for (int n = 0; n < kHeadDim / 8; n += 2) {
       uint32_t b[4];
-      ldmatrix_x4_trans(Tile::advance(row, n, row0 + 16 * k), b);
+      ldmatrix_x4_trans(Tile::advance(row, n, 16 * k), b);
       FASTATTN_UNROLL
       for (int m = 0; m < kRowTiles; ++m) {
         mma_m16n8k16<T>(acc[m][n], a[m][k], b[0], b[1]);

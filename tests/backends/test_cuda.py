@@ -128,6 +128,27 @@ def test_the_compiler_asks_whether_there_is_a_gpu():
     torch.compiler.reset()
 
 
+@needs_emulator
+def test_compiles_into_one_graph():
+    def run(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        q, k, v = x.half().unbind()
+        out = fastattn.attention(q, k, v, dropout_p=0.1, backend=EMULATED.NAME).flatten(-2)
+        out = dropout_add_layer_norm(out, out, weight, weight, 1e-5, 0.1, backend=EMULATED.NAME)
+        return bias_gelu(out, weight, backend=EMULATED.NAME)
+
+    x, weight = torch.randn(3, 2, 20, 2, 16), torch.randn(32)
+    torch.compiler.reset()
+    results = []
+    for function in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(1)
+        leaves = [t.detach().requires_grad_() for t in (x, weight)]
+        out = function(*leaves)
+        results.append([out, *torch.autograd.grad(out.float().square().sum(), leaves)])
+    torch.compiler.reset()
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_tensors_elsewhere_are_refused(monkeypatch):
     elsewhere = CALL._replace(device_type="meta")
     assert CUDA._device_reasons("meta") == ["tensors must be on a GPU, got meta"]

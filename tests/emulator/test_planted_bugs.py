@@ -201,14 +201,14 @@ BUGS = [
         f"{FWD}.cu",
         "return place.row0 + step + i < sequence.seqlen_q && keys.exists();",
         "return place.row0 + step + i <= sequence.seqlen_q && keys.exists();",
-        "out of bounds: cp_async_16 .* of q",
+        "out of bounds: cp_async_16",
     ),
     Bug(
         "one key past the end",
         "seqlen.cuh",
         "count <= 0 ? 0u : (1u << count) - 1",
         "count <= 0 ? 0u : (2u << count) - 1",
-        f"out of bounds: .* of k|{WRONG}",
+        f"out of bounds: .* of [kv],|{WRONG}",
         FWD,
     ),
     Bug(

@@ -58,7 +58,7 @@ def test_a_wrong_wish_for_cuda(tmp_path: Path) -> None:
     assert "fastattn: FASTATTN_CUDA must be 0, 1 or unset; got 'yes'." in result.stderr
 
 
-def test_missing_cuda_compiler(script: ModuleType, tmp_path: Path) -> None:
+def test_missing_cuda_compiler(tmp_path: Path) -> None:
     result = build(tmp_path, FASTATTN_CUDA="1", CUDA_HOME="/no/such/toolkit")
     assert result.returncode != 0
     assert (
