@@ -42,8 +42,10 @@ class UnpaddedEncoder(Mixin):
     """
 
     word: ClassVar = "Unpadded"
-    layer: nn.ModuleList
+    config: Any
 
+    # Whether masks are added to the scores: 0 where there is a token, the least number elsewhere.
+    mask_is_added = not HAS_ATTENTION_INTERFACE
     # Whether the model reads the first row of each sequence even where that row is padding.
     first_row_is_read = False
 
@@ -60,7 +62,7 @@ class UnpaddedEncoder(Mixin):
         mask arrives as. Any other mask says more than which rows are padding: all rows run.
         """
         only_first_rows = kwargs.pop(ONLY_FIRST_ROWS, False) and self._may_leave_out_rows()
-        mask = _padding_mask(attention_mask, hidden_states, kwargs)
+        mask = self._padding_mask(attention_mask, hidden_states, kwargs)
         has_padding, layout = False, None
         if mask is not None:
             has_padding, layout = _layout(mask, self.first_row_is_read)
@@ -92,10 +94,29 @@ class UnpaddedEncoder(Mixin):
         outputs.last_hidden_state = padded
         return outputs
 
+    def _padding_mask(
+        self, mask: Tensor | None, hidden_states: Tensor, kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """Returns (batch, seqlen), True = token, if the mask says just that, else None."""
+        if mask is None or mask.ndim != 4 or kwargs.get("past_key_values") is not None:
+            return None
+        batch_size, seqlen = hidden_states.shape[:2]
+        if tuple(mask.shape) != (batch_size, 1, 1, seqlen):
+            return None
+        if (mask.dtype != torch.bool) != self.mask_is_added:
+            return None  # not the mask that this model makes of a 2-D one
+        mask = mask[:, 0, 0]
+        if mask.dtype == torch.bool:
+            return mask
+        if HAS_ATTENTION_INTERFACE and self.config._attn_implementation != NAME:
+            return None  # the same mask for every attention, and another was chosen since
+        return mask == 0
+
     def _may_leave_out_rows(self) -> bool:
         """Whether the last layer can, and nobody but the encoder's caller sees its rows."""
-        last: Any = self.layer[-1]
-        if not is_a(last, FirstRowsLayer):
+        layers = getattr(self, "layer", None)
+        last: Any = layers[-1] if layers else None
+        if last is None or not is_a(last, FirstRowsLayer):
             return False
         attention = last.first_rows_attention
         if not is_a(attention, Mixin) or attention.config._attn_implementation != NAME:
@@ -136,21 +157,6 @@ class FirstRowsLayer(Mixin):
         rows = gather_rows(tokens, layout.first_rows)
         context = self.first_rows_attention.forward_first_rows(rows, tokens, layout)
         return self.finish(context[None], rows[None])
-
-
-def _padding_mask(
-    mask: Tensor | None, hidden_states: Tensor, kwargs: dict[str, Any]
-) -> Tensor | None:
-    """Returns (batch, seqlen), True = token, if the mask says just that, else None."""
-    if mask is None or mask.ndim != 4 or kwargs.get("past_key_values") is not None:
-        return None
-    batch_size, seqlen = hidden_states.shape[:2]
-    if tuple(mask.shape) != (batch_size, 1, 1, seqlen):
-        return None
-    if (mask.dtype == torch.bool) != HAS_ATTENTION_INTERFACE:
-        return None  # not the mask that this version makes of a 2-D one
-    mask = mask[:, 0, 0]
-    return mask if mask.dtype == torch.bool else mask == 0
 
 
 @torch.compiler.disable

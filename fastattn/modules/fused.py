@@ -83,6 +83,23 @@ def computes_gelu(activation: Any) -> bool:
     return type(activation) is GELUActivation and activation.act is F.gelu
 
 
+def drops_plainly(dropout: Any) -> bool:
+    """Whether a module drops elements as :func:`dropout_add_layer_norm` does."""
+    return is_plain(dropout, nn.Dropout) and dropout.p < 1.0
+
+
+def add_norm(
+    norm: Any, x: Tensor, x_bias: Tensor | None, residual: Tensor, p: float = 0.0
+) -> Tensor:
+    """LayerNorm of ``dropout(x + x_bias) + residual``, in one operator where there is one."""
+    if serve(x) and is_plain(norm, nn.LayerNorm) and norm.bias is not None:
+        return dropout_add_layer_norm(
+            x, residual, norm.weight, norm.bias, norm.eps, p, x_bias=x_bias
+        )
+    x = x if x_bias is None else x + x_bias
+    return norm(F.dropout(x, p) + residual)
+
+
 class FusedOutput(Mixin):
     """The end of each half of a layer."""
 
@@ -97,9 +114,8 @@ class FusedOutput(Mixin):
         fused = (
             serve(hidden_states)
             and is_plain(norm, nn.LayerNorm)
-            and is_plain(dropout, nn.Dropout)
             and norm.bias is not None
-            and dropout.p < 1.0
+            and drops_plainly(dropout)
         )
         if not fused:
             return super().forward(hidden_states, input_tensor)

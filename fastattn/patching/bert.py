@@ -38,7 +38,7 @@ from fastattn.patching.changes import (
     keep_hook,
     settle,
 )
-from fastattn.patching.families import Family, RowLoss
+from fastattn.patching.family import Family, RowLoss
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
 
@@ -51,6 +51,7 @@ def patch_body(target: Target) -> list[LayerReport]:
     assert family is not None  # the registry sends no other body here
     settle(target.body, {"unpad": target.unpad, "fuse": target.fuse})
     attention = _patch_attention(target, family)
+    projections = project_together(target, family)
     reason = _not_unpaddable(target, family, attention)
     what = REPLACED if reason is None else LEFT
     if reason is None:
@@ -58,13 +59,14 @@ def patch_body(target: Target) -> list[LayerReport]:
         reason = _unpadded(target, family)
     encoder = LayerReport(
         ".".join(part for part in (target.name, family.encoder_name) if part),
-        stock_name(getattr(target.body, family.encoder_name)),
+        stock_name(family.encoder(target.body)),
         what,
         reason,
     )
     return [
         encoder,
         *attention,
+        *projections,
         *fuse_layers(target, family),
         *compute_first_rows(target, family, unpadded=what == REPLACED),
     ]
@@ -74,7 +76,9 @@ def _patch_attention(target: Target, family: Family) -> list[LayerReport]:
     """Serves the attention layers; returns an entry for each."""
     if family.attention is not None:
         report = switch_attention(target)
-        project_together(target, family)
+        for _, layer in target.attention:
+            if family.adds_mask and not hasattr(layer, "is_causal"):
+                change_attribute(layer, "is_causal", False)  # without a mask it counts as causal
         return report
     reason = _not_served_without_interface(target, family)
     if reason is not None:
@@ -113,22 +117,26 @@ def _not_unpaddable(target: Target, family: Family, attention: list[LayerReport]
         return "not unpadded: a decoder's masks and caches are laid out for the padded batch"
     if getattr(body.config, "chunk_size_feed_forward", 0):
         return "not unpadded: chunk_size_feed_forward cuts the padded batch"
-    encoder = getattr(body, family.encoder_name)
-    parts = [encoder]
-    for layer in encoder.layer:
-        parts += [layer, getattr(layer, "attention", None)]
-        parts.append(getattr(parts[-1], "self", parts[-1]))
     stock = family.parts | family.legacy_attention
-    own = [type(part).__name__ for part in parts if stock_of(part) not in stock]
+    own = [type(part).__name__ for part in _parts(body, family) if stock_of(part) not in stock]
     if own:
         return f"not unpadded: {own[0]} may need the padded batch"
     if target.unpad is None:
-        readers = [getattr(body, "pooler", None)]
-        readers += [family.reader(head, body) for head in target.heads]
-        for reader in readers:
-            if reader is not None and not family.is_stock_reader(reader):
+        for reader in family.readers_of(body, target.heads):
+            if not family.is_stock_reader(reader):
                 return f"not unpadded: {type(reader).__name__} may read rows of padding"
     return None
+
+
+def _parts(body: Any, family: Family) -> list[nn.Module]:
+    """Returns the encoder and what in it runs on hidden states, down to attention."""
+    parts = [family.encoder(body)]
+    for layer in family.layers(body):
+        parts.append(layer)
+        for inner in getattr(layer, family.inner_layers_name or "", (layer,)):
+            attention = getattr(inner, family.attention_name, None)
+            parts += [inner, attention, getattr(attention, "self", attention)]
+    return parts
 
 
 def _first_row_is_read(target: Target, family: Family) -> str | None:
@@ -137,7 +145,7 @@ def _first_row_is_read(target: Target, family: Family) -> str | None:
         return "the pooler reads"
     if not target.heads:
         return "a head may read"
-    others = [head for head in target.heads if not isinstance(head, family.all_row_heads)]
+    others = [head for head in target.heads if not family.reads_tokens_alone(head)]
     return "the head reads" if others else None
 
 
@@ -153,15 +161,16 @@ def _unpadded(target: Target, family: Family) -> str:
                 exceptions.append("start_positions are given: that loss reads padding rows")
             else:
                 exceptions.append("padding rows have labels other than -100")
-    layers = getattr(target.body, family.encoder_name).layer
-    text = f"padding removed once around {len(layers)} layers"
+    text = f"padding removed once around {target.body.config.num_hidden_layers} layers"
     return text + (f", kept if {', or '.join(exceptions)}" if exceptions else "")
 
 
 def _remove_padding(target: Target, family: Family) -> None:
     body, exact = target.body, target.unpad is None
-    encoder = getattr(body, family.encoder_name)
+    encoder = family.encoder(body)
     change_class(encoder, combined(UnpaddedEncoder, stock_of(encoder)))
+    if family.adds_mask:
+        change_attribute(encoder, "mask_is_added", True)
     first_row_is_read = exact and _first_row_is_read(target, family) is not None
     change_attribute(encoder, "first_row_is_read", first_row_is_read)
     if not has_hook(body, "mask"):
