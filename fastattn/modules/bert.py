@@ -36,12 +36,15 @@ class FusedSelfAttention(Mixin):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | PackedLayout | None = None,
-        past_key_values: Any = None,
+        *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Takes and returns what the stock layer does."""
-        if past_key_values is not None or self.config._attn_implementation != NAME:
-            return super().forward(hidden_states, attention_mask, past_key_values, **kwargs)
+        cache = args[0] if args else kwargs.pop("past_key_values", None)
+        if cache is not None or self.config._attn_implementation != NAME:
+            if cache is not None:
+                kwargs["past_key_values"] = cache
+            return super().forward(hidden_states, attention_mask, **kwargs)
         projected = products((self.query, self.key, self.value), hidden_states)
         query, key, value = (split_heads(self, x).transpose(1, 2) for x in projected)
         out, weights = attention_forward(

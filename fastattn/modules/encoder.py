@@ -31,6 +31,9 @@ HAS_ATTENTION_INTERFACE = not hasattr(modeling_bert, "BertSdpaSelfAttention")
 # The keyword by which a head tells the encoder that it reads no row but the first of each sequence.
 ONLY_FIRST_ROWS = "only_first_rows"
 
+# The keyword by which a head tells the encoder that it reads rows of padding.
+KEEP_PADDING = "keep_padding"
+
 
 class UnpaddedEncoder(Mixin):
     """The stock encoder, run on the tokens alone.
@@ -62,10 +65,12 @@ class UnpaddedEncoder(Mixin):
         mask arrives as. Any other mask says more than which rows are padding: all rows run.
         """
         only_first_rows = kwargs.pop(ONLY_FIRST_ROWS, False) and self._may_leave_out_rows()
+        keep_padding = kwargs.pop(KEEP_PADDING, False)
         mask = self._padding_mask(attention_mask, hidden_states, kwargs)
         has_padding, layout = False, None
         if mask is not None:
             has_padding, layout = _layout(mask, self.first_row_is_read)
+            layout = None if keep_padding else layout
         if only_first_rows and not has_padding and (attention_mask is None or mask is not None):
             layout = dense_layout(hidden_states)
         if layout is not None:

@@ -17,6 +17,7 @@ Where one would, the batch keeps its padding, so that the loss and every gradien
 
 from __future__ import annotations
 
+import functools
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from fastattn.modules.bert import LegacySelfAttention
 from fastattn.modules.combined import combined, stock_of
-from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, UnpaddedEncoder
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, KEEP_PADDING, UnpaddedEncoder
 from fastattn.ops.padding import packed_layout, pad_input
 from fastattn.patching import families
 from fastattn.patching.attention_only import SERVED, switch_attention
@@ -180,7 +181,7 @@ def _remove_padding(target: Target, family: Family) -> None:
         keep_hook(body, "hidden_states", handle)
     for head, loss in _row_losses(target, family).items():
         if exact and not has_hook(head, "loss"):
-            hook = _KeepRowsTheLossReads.of(head, loss)
+            hook = _KeepRowsTheLossReads.of(head, loss, family.takes_keep_padding)
             keep_hook(head, "loss", head.register_forward_pre_hook(hook, with_kwargs=True))
 
 
@@ -194,6 +195,12 @@ def _row_losses(target: Target, family: Family) -> dict[Any, RowLoss]:
     }
 
 
+@functools.cache
+def _mask_position(body_class: Any) -> int:
+    """Returns the place of ``attention_mask`` among a body's arguments."""
+    return list(inspect.signature(body_class.forward).parameters).index("attention_mask") - 1
+
+
 def _keep_what_masks_say(
     body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -202,13 +209,14 @@ def _keep_what_masks_say(
     The encoder removes padding for (batch, 1, 1, seqlen) masks, which it gets for 2-D ones. Who
     passes a mask of scores gets every row of it.
     """
-    mask = _argument(args, kwargs, 1, "attention_mask")
+    position = _mask_position(type(body))
+    mask = _argument(args, kwargs, position, "attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim < 3 or mask.shape[-2] != 1:
         return None
     if kwargs.get("past_key_values") is not None:
         return None
     full = mask.expand(*mask.shape[:-2], mask.shape[-1], mask.shape[-1])
-    return _with_argument(args, kwargs, 1, "attention_mask", full)
+    return _with_argument(args, kwargs, position, "attention_mask", full)
 
 
 def _pad_hidden_states(
@@ -223,7 +231,7 @@ def _pad_hidden_states(
     states = next((x for x in values if isinstance(x, tuple) and _are_packed(x, last)), None)
     if states is None:
         return None
-    mask = _argument(args, kwargs, 1, "attention_mask")
+    mask = _argument(args, kwargs, _mask_position(type(body)), "attention_mask")
     indices = packed_layout(mask).indices
     batch_size, seqlen = last.shape[:2]
     padded = tuple(
@@ -256,12 +264,13 @@ class _KeepRowsTheLossReads:
     loss: RowLoss
     label_position: int
     mask_position: int
+    by_keyword: bool
 
     @classmethod
-    def of(cls, head: Any, loss: RowLoss) -> _KeepRowsTheLossReads:
+    def of(cls, head: Any, loss: RowLoss, by_keyword: bool) -> _KeepRowsTheLossReads:
         """Returns the hook for a head, with the places of its arguments."""
         names = list(inspect.signature(head.forward).parameters)
-        return cls(loss, names.index(loss.label), names.index("attention_mask"))
+        return cls(loss, names.index(loss.label), names.index("attention_mask"), by_keyword)
 
     def __call__(
         self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -273,6 +282,8 @@ class _KeepRowsTheLossReads:
         is_token = mask != 0
         if not self._reads_padding(labels, is_token):
             return None
+        if self.by_keyword:
+            return args, {**kwargs, KEEP_PADDING: True}
         batch_size, seqlen = mask.shape
         # A mask with a row for each query is taken as it is, and keeps all rows.
         full = is_token[:, None, :].expand(batch_size, seqlen, seqlen)

@@ -51,6 +51,11 @@ class Family:
     # Whether the distance of two tokens must be the same with padding and without.
     keeps_distances: bool = False
 
+    @property
+    def takes_keep_padding(self) -> bool:
+        """Whether heads say by a keyword, not by a mask with a row per query, to keep padding."""
+        return self.adds_mask or self.keeps_distances
+
     def encoder(self, body: Any) -> Any:
         """Returns the part of a body that runs without padding."""
         return getattr(body, self.encoder_name) if self.encoder_name else body
