@@ -133,6 +133,7 @@ class FusedAlbertIntermediate(_AlbertLayer):
     """Bias and GELU in one operator."""
 
     word: ClassVar = "Fused"
+    activation_name: ClassVar = "activation"
 
     def middle(self, x: Tensor) -> Tensor:
         """(..., hidden) -> (..., intermediate)."""

@@ -21,6 +21,7 @@ class Mixin(nn.Module):
     """What is put before a stock class. Subclasses hold methods and no state."""
 
     word: ClassVar[str]  # begins the name of the combined class
+    activation_name: ClassVar[str | None] = None  # the attribute that must be GELU, if there is one
     stock: ClassVar[type[nn.Module]]  # the class of no mixin at the bottom
     mixin: ClassVar[type[Mixin]]
     combination: ClassVar[type[Mixin] | None] = None  # the combined class itself, not a subclass

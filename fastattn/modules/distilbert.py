@@ -85,6 +85,7 @@ class FusedDistilBertAttention(Mixin):
         """
         (query,) = products((self.q_lin,), rows)
         key, value = products((self.k_lin, self.v_lin), tokens)
+        query, key, value = (split_heads(self, x) for x in (query, key, value))
         return attend_first_rows(self, query, key, value, layout)
 
 
@@ -92,6 +93,7 @@ class FusedFFN(Mixin):
     """The feed-forward part with its first product's bias and GELU in one operator."""
 
     word: ClassVar = "Fused"
+    activation_name: ClassVar = "activation"
     lin1: nn.Module
     lin2: Any
     dropout: Any

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.bert import modeling_bert
 
 from fastattn.integrations.transformers import NAME
@@ -20,6 +20,7 @@ from fastattn.ops.padding import (
     dense_layout,
     gather_rows,
     packed_layout,
+    packed_rows,
     pad_input,
 )
 
@@ -86,10 +87,11 @@ class UnpaddedEncoder(Mixin):
         self, hidden_states: Tensor, layout: PackedLayout, *args: Any, **kwargs: Any
     ) -> Any:
         """Runs the stock layers on (1, total, hidden)."""
-        tokens = hidden_states.flatten(0, 1)
-        if layout.total < tokens.shape[0]:
-            tokens = gather_rows(tokens, layout.indices)
-        outputs = super().forward(tokens[None], layout, *args, **kwargs)
+        tokens = packed_rows(hidden_states, layout)
+        rotation = kwargs.get("position_embeddings")
+        if rotation is not None:
+            kwargs["position_embeddings"] = tuple(packed_rows(x, layout) for x in rotation)
+        outputs = super().forward(tokens, layout, *args, **kwargs)
         indices = layout.indices
         if layout.only_first_rows:
             indices = indices.index_select(0, layout.first_rows)
@@ -143,6 +145,10 @@ class FirstRowsLayer(Mixin):
         """The layer's attention, which has ``forward_first_rows``."""
         raise NotImplementedError
 
+    def attend(self, rows: Tensor, tokens: Tensor, layout: PackedLayout, **kwargs: Any) -> Tensor:
+        """Attention of the first row of each sequence over all of its rows: (batch, hidden)."""
+        return self.first_rows_attention.forward_first_rows(rows, tokens, layout)
+
     def finish(self, context: Tensor, rows: Tensor) -> Tensor:
         """The layer after attention, row by row."""
         raise NotImplementedError
@@ -160,7 +166,7 @@ class FirstRowsLayer(Mixin):
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         tokens = hidden_states[0]
         rows = gather_rows(tokens, layout.first_rows)
-        context = self.first_rows_attention.forward_first_rows(rows, tokens, layout)
+        context = self.attend(rows, tokens, layout, **kwargs)
         return self.finish(context[None], rows[None])
 
 

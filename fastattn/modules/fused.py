@@ -130,6 +130,7 @@ class FusedIntermediate(Mixin):
     """The middle of a layer's feed-forward part."""
 
     word: ClassVar = "Fused"
+    activation_name: ClassVar = "intermediate_act_fn"
     dense: nn.Module
     intermediate_act_fn: nn.Module
 

@@ -127,6 +127,14 @@ def pad_input(hidden_states: Tensor, indices: Tensor, batch: int, seqlen: int) -
     return padded.unflatten(0, (batch, seqlen))
 
 
+def packed_rows(x: Tensor, layout: PackedLayout) -> Tensor:
+    """(batch, seqlen, ...), or (1, seqlen, ...) for all sequences alike -> (1, total, ...)."""
+    rows = x.expand(layout.batch_size, *x.shape[1:]).flatten(0, 1)
+    if layout.total == rows.shape[0]:
+        return rows[None]
+    return gather_rows(rows, layout.indices)[None]
+
+
 def gather_rows(rows: Tensor, indices: Tensor) -> Tensor:
     """Returns ``rows[indices]``; the indices must be distinct."""
     return _GatherRows.apply(rows, indices)

@@ -195,10 +195,16 @@ def _row_losses(target: Target, family: Family) -> dict[Any, RowLoss]:
     }
 
 
-@functools.cache
-def _mask_position(body_class: Any) -> int:
+def _mask_position(body: nn.Module) -> int:
     """Returns the place of ``attention_mask`` among a body's arguments."""
-    return list(inspect.signature(body_class.forward).parameters).index("attention_mask") - 1
+    body_class: Any = type(body)  # a type is hashable, whatever its instances are
+    return _place(body_class, "attention_mask")
+
+
+@functools.cache
+def _place(module_class: Any, name: str) -> int:
+    """Returns the place of an argument of forward."""
+    return list(inspect.signature(module_class.forward).parameters).index(name) - 1
 
 
 def _keep_what_masks_say(
@@ -209,7 +215,7 @@ def _keep_what_masks_say(
     The encoder removes padding for (batch, 1, 1, seqlen) masks, which it gets for 2-D ones. Who
     passes a mask of scores gets every row of it.
     """
-    position = _mask_position(type(body))
+    position = _mask_position(body)
     mask = _argument(args, kwargs, position, "attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim < 3 or mask.shape[-2] != 1:
         return None
@@ -231,7 +237,7 @@ def _pad_hidden_states(
     states = next((x for x in values if isinstance(x, tuple) and _are_packed(x, last)), None)
     if states is None:
         return None
-    mask = _argument(args, kwargs, _mask_position(type(body)), "attention_mask")
+    mask = _argument(args, kwargs, _mask_position(body), "attention_mask")
     indices = packed_layout(mask).indices
     batch_size, seqlen = last.shape[:2]
     padded = tuple(

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from fastattn.modules.combined import combined, stock_of
+from fastattn.modules.combined import Mixin, combined, stock_of
 from fastattn.modules.encoder import ONLY_FIRST_ROWS
 from fastattn.modules.fused import computes_gelu, is_watched
 from fastattn.patching import families
@@ -22,7 +22,7 @@ def fuse_layers(target: Target, family: Family) -> list[LayerReport]:
     entries = []
     for path, part in target.body.named_modules():
         for name, mixin in family.fusions.get(stock_of(part), ()):
-            reason = _not_fused(target, name, part)
+            reason = _not_fused(target, name, mixin, part)
             if reason is None and not isinstance(part, mixin):
                 change_class(part, combined(mixin, type(part)))
             entries.append(_entry(target, path, part, name, reason))
@@ -88,14 +88,16 @@ def _not_first_rows(target: Target, family: Family, heads: list[Any]) -> str | N
     return f"all rows computed: {own[0]} may read them" if own else None
 
 
-def _not_fused(target: Target, name: str, part: nn.Module) -> str | None:
+def _not_fused(target: Target, name: str, mixin: type[Mixin], part: nn.Module) -> str | None:
     """Returns why a part is left as it is, or None."""
     if name not in target.fuse:
         return f"not fused: {name} not chosen in fuse"
     if name != GELU:
         return None
-    # The names of BERT's and of DistilBERT's.
-    activation = getattr(part, "intermediate_act_fn", None) or getattr(part, "activation", None)
+    name_of_activation = mixin.activation_name
+    if name_of_activation is None:
+        return None  # the exact GELU is part of its code
+    activation = getattr(part, name_of_activation)
     if not computes_gelu(activation):
         kind = getattr(activation, "__name__", type(activation).__name__)
         return f"not fused: its activation, {kind}, is not the exact GELU"

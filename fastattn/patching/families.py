@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from fastattn.modules import albert, bert, distilbert
+from fastattn.modules import albert, bert, distilbert, esm
 from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
 from fastattn.modules.fused import FusedIntermediate, FusedOutput
 from fastattn.patching.family import Family, all_row_heads, row_losses
@@ -89,6 +89,20 @@ def _layoutlm(find: Find, modeling: Any) -> Family:
     return _like_bert(find, modeling, adds_mask=True)
 
 
+def _esm(find: Find, modeling: Any) -> Family:
+    """Describes ESM, whose layers are cut as BERT's are, and compute other things."""
+    (intermediate,) = find("Intermediate")
+    return _like_bert(
+        find,
+        modeling,
+        fused_attention=esm.FusedEsmSelfAttention,
+        first_rows_layer=esm.FirstRowsEsmLayer,
+        first_rows_fused_layer=esm.FirstRowsEsmLayer,
+        # Its LayerNorms stand before each half, where there is no sum to fuse them with.
+        fusions={intermediate: ((GELU, esm.FusedEsmIntermediate),)},
+    )
+
+
 def _distilbert(find: Find, modeling: Any) -> Family:
     """Describes DistilBERT, whose attention holds its output's projection."""
     (attention,) = find("SelfAttention")
@@ -143,5 +157,6 @@ _FAMILIES: dict[str, tuple[str, Callable[[Find, Any], Family], bool]] = {
     "data2vec.modeling_data2vec_text": ("Data2VecText", _like_bert, False),
     "distilbert.modeling_distilbert": ("DistilBert", _distilbert, True),
     "albert.modeling_albert": ("Albert", _albert, True),
+    "esm.modeling_esm": ("Esm", _esm, True),
     "layoutlm.modeling_layoutlm": ("LayoutLM", _layoutlm, True),
 }

@@ -73,7 +73,9 @@ class Family:
         stock = stock_of(layer)
         fusing = tuple(mixin for _, mixin in self.fusions.get(stock, ()))
         is_fused = bool(fusing) and isinstance(layer, fusing)
-        return combined(self.first_rows_fused_layer if is_fused else self.first_rows_layer, stock)
+        mixin = self.first_rows_fused_layer if is_fused else self.first_rows_layer
+        assert mixin is not None  # the caller has seen that there is one
+        return combined(mixin, stock)
 
     def reader(self, head: Any, body: Any) -> nn.Module | None:
         """Returns the part that picks the first rows for a head, or None if there is none."""

@@ -33,7 +33,9 @@ FAMILIES = {
     "Camembert": 1,
     "Electra": 0,
     "Data2VecText": 1,
-    **({"DistilBert": 0, "Albert": 0, "LayoutLM": 0} if HAS_ATTENTION_INTERFACE else {}),
+    **(
+        {"DistilBert": 0, "Albert": 0, "LayoutLM": 0, "Esm": 1} if HAS_ATTENTION_INTERFACE else {}
+    ),
 }
 _ENDS = {
     "Model": (),
@@ -71,9 +73,17 @@ _DISTILBERT_NAMES = {
     "hidden_act": "activation",
 }
 _OWN_SETTINGS: dict[str, dict[str, Any]] = {
-    "Electra": {"summary_last_dropout": 0.0},
+    # An embedding of another size than the hidden states.
+    "Electra": {"embedding_size": 32, "summary_last_dropout": 0.0},
     # The published models' activation is another one, which is not fused.
-    "Albert": {"classifier_dropout_prob": 0.0, "hidden_act": "gelu"},
+    "Albert": {"embedding_size": 32, "classifier_dropout_prob": 0.0, "hidden_act": "gelu"},
+    # What the published models have.
+    "Esm": {
+        "position_embedding_type": "rotary",
+        "token_dropout": True,
+        "mask_token_id": 3,
+        "pad_token_id": 1,
+    },
 }
 PADDINGS = ("right", "left", "interior", "none", "absent")
 
@@ -109,9 +119,8 @@ def _make_bert(head: str, dtype: torch.dtype = torch.float32, **config: Any) -> 
     if family == "DistilBert":
         settings = {_DISTILBERT_NAMES.get(name, name): x for name, x in settings.items()}
         settings |= dict(qa_dropout=0.0, seq_classif_dropout=0.0)
-    elif family in ("Electra", "Albert"):
-        # An embedding of another size than the hidden states.
-        settings = {"embedding_size": 32, **_OWN_SETTINGS[family], **settings}
+    else:
+        settings = {**_OWN_SETTINGS.get(family, {}), **settings}
     model_config = getattr(transformers, f"{family}Config")(**settings)
     # Some compute their eager softmax in float32, whatever the model's dtype.
     in_float64 = dtype == torch.float64 and family in ("LayoutLM", "Esm", "ModernBert")
@@ -152,7 +161,7 @@ def _make_batch(head: str, padding: str = "right", labels: bool = True) -> dict[
         # These count positions from the tokens that are not padding.
         input_ids = input_ids.masked_fill(mask == 0, FAMILIES[family])
     batch: dict[str, Any] = dict(input_ids=input_ids, attention_mask=mask)
-    if family != "DistilBert":
+    if family not in ("DistilBert", "Esm"):
         batch["token_type_ids"] = token_types
     if family == "LayoutLM":
         corner = torch.randint(0, 900, (4, SEQLEN, 2), generator=generator)

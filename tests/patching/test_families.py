@@ -96,7 +96,7 @@ def test_every_choice_gives_the_same_results(
     report = fastattn.patch(ours, fuse=fuse)
     names = {fuse} if isinstance(fuse, str) else set(fuse or ())
     reasons = {x.reason for x in report.replaced}
-    assert (FUSIONS["layer_norm"] in reasons) == ("layer_norm" in names)
+    assert (FUSIONS["layer_norm"] in reasons) == ("layer_norm" in names and family != "Esm")
     assert (FUSIONS["gelu"] in reasons) == ("gelu" in names)
     first_rows = (
         {"qkv", "first_rows"} <= names
