@@ -17,8 +17,6 @@ Where one would, the batch keeps its padding, so that the loss and every gradien
 
 from __future__ import annotations
 
-import functools
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +27,8 @@ from fastattn.modules.bert import LegacySelfAttention
 from fastattn.modules.combined import combined, stock_of
 from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, KEEP_PADDING, UnpaddedEncoder
 from fastattn.ops.padding import packed_layout, pad_input
-from fastattn.patching import families
+from fastattn.patching import families, packed_inputs
+from fastattn.patching.arguments import argument, with_argument
 from fastattn.patching.attention_only import SERVED, switch_attention
 from fastattn.patching.bert_layers import compute_first_rows, fuse_layers, project_together
 from fastattn.patching.changes import (
@@ -162,27 +161,48 @@ def _unpadded(target: Target, family: Family) -> str:
                 exceptions.append("start_positions are given: that loss reads padding rows")
             else:
                 exceptions.append("padding rows have labels other than -100")
+    if family.keeps_distances:
+        exceptions.append("padding lies inside a sequence: windows count it")
     text = f"padding removed once around {target.body.config.num_hidden_layers} layers"
     return text + (f", kept if {', or '.join(exceptions)}" if exceptions else "")
 
 
 def _remove_padding(target: Target, family: Family) -> None:
     body, exact = target.body, target.unpad is None
+    first_row_is_read = exact and _first_row_is_read(target, family) is not None
+    if family.encoder_name:
+        _unpad_encoder(body, family, first_row_is_read)
+    else:
+        _pack_inputs(body, first_row_is_read)
+    for head, loss in _row_losses(target, family).items():
+        if exact and not has_hook(head, "loss"):
+            hook = _KeepRowsTheLossReads(loss, family.takes_keep_padding)
+            keep_hook(head, "loss", head.register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def _unpad_encoder(body: Any, family: Family, first_row_is_read: bool) -> None:
+    """Removes padding between a body's embeddings and its encoder."""
     encoder = family.encoder(body)
     change_class(encoder, combined(UnpaddedEncoder, stock_of(encoder)))
+    change_attribute(encoder, "first_row_is_read", first_row_is_read)
     if family.adds_mask:
         change_attribute(encoder, "mask_is_added", True)
-    first_row_is_read = exact and _first_row_is_read(target, family) is not None
-    change_attribute(encoder, "first_row_is_read", first_row_is_read)
     if not has_hook(body, "mask"):
         handle = body.register_forward_pre_hook(_keep_what_masks_say, with_kwargs=True)
         keep_hook(body, "mask", handle)
         handle = body.register_forward_hook(_pad_hidden_states, with_kwargs=True, prepend=True)
         keep_hook(body, "hidden_states", handle)
-    for head, loss in _row_losses(target, family).items():
-        if exact and not has_hook(head, "loss"):
-            hook = _KeepRowsTheLossReads.of(head, loss, family.takes_keep_padding)
-            keep_hook(head, "loss", head.register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def _pack_inputs(body: Any, first_row_is_read: bool) -> None:
+    """Removes padding from the inputs of a body that has no encoder."""
+    hook = packed_inputs.PackInputs(first_row_is_read)
+    keep_hook(body, "inputs", body.register_forward_pre_hook(hook, with_kwargs=True))
+    if not has_hook(body, "hidden_states"):
+        handle = body.register_forward_hook(
+            packed_inputs.pad_outputs, with_kwargs=True, prepend=True
+        )
+        keep_hook(body, "hidden_states", handle)
 
 
 def _row_losses(target: Target, family: Family) -> dict[Any, RowLoss]:
@@ -195,18 +215,6 @@ def _row_losses(target: Target, family: Family) -> dict[Any, RowLoss]:
     }
 
 
-def _mask_position(body: nn.Module) -> int:
-    """Returns the place of ``attention_mask`` among a body's arguments."""
-    body_class: Any = type(body)  # a type is hashable, whatever its instances are
-    return _place(body_class, "attention_mask")
-
-
-@functools.cache
-def _place(module_class: Any, name: str) -> int:
-    """Returns the place of an argument of forward."""
-    return list(inspect.signature(module_class.forward).parameters).index(name) - 1
-
-
 def _keep_what_masks_say(
     body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -215,14 +223,13 @@ def _keep_what_masks_say(
     The encoder removes padding for (batch, 1, 1, seqlen) masks, which it gets for 2-D ones. Who
     passes a mask of scores gets every row of it.
     """
-    position = _mask_position(body)
-    mask = _argument(args, kwargs, position, "attention_mask")
+    mask = argument(body, args, kwargs, "attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim < 3 or mask.shape[-2] != 1:
         return None
     if kwargs.get("past_key_values") is not None:
         return None
     full = mask.expand(*mask.shape[:-2], mask.shape[-1], mask.shape[-1])
-    return _with_argument(args, kwargs, position, "attention_mask", full)
+    return with_argument(body, args, kwargs, "attention_mask", full)
 
 
 def _pad_hidden_states(
@@ -237,7 +244,7 @@ def _pad_hidden_states(
     states = next((x for x in values if isinstance(x, tuple) and _are_packed(x, last)), None)
     if states is None:
         return None
-    mask = _argument(args, kwargs, _mask_position(body), "attention_mask")
+    mask = argument(body, args, kwargs, "attention_mask")
     indices = packed_layout(mask).indices
     batch_size, seqlen = last.shape[:2]
     padded = tuple(
@@ -268,21 +275,13 @@ class _KeepRowsTheLossReads:
     """
 
     loss: RowLoss
-    label_position: int
-    mask_position: int
     by_keyword: bool
-
-    @classmethod
-    def of(cls, head: Any, loss: RowLoss, by_keyword: bool) -> _KeepRowsTheLossReads:
-        """Returns the hook for a head, with the places of its arguments."""
-        names = list(inspect.signature(head.forward).parameters)
-        return cls(loss, names.index(loss.label), names.index("attention_mask"), by_keyword)
 
     def __call__(
         self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        labels = _argument(args, kwargs, self.label_position, self.loss.label)
-        mask = _argument(args, kwargs, self.mask_position, "attention_mask")
+        labels = argument(head, args, kwargs, self.loss.label)
+        mask = argument(head, args, kwargs, "attention_mask")
         if labels is None or mask is None or mask.ndim != 2:
             return None
         is_token = mask != 0
@@ -294,7 +293,7 @@ class _KeepRowsTheLossReads:
         # A mask with a row for each query is taken as it is, and keeps all rows.
         full = is_token[:, None, :].expand(batch_size, seqlen, seqlen)
         full = full[:, None] if HAS_ATTENTION_INTERFACE else full.to(torch.float32)
-        return _with_argument(args, kwargs, self.mask_position, "attention_mask", full)
+        return with_argument(head, args, kwargs, "attention_mask", full)
 
     def _reads_padding(self, labels: Tensor, is_token: Tensor) -> bool:
         """Whether a row of padding is scored."""
@@ -304,17 +303,3 @@ class _KeepRowsTheLossReads:
         if self.loss.of_next:
             has_label, is_token = has_label[:, 1:], is_token[:, :-1]
         return bool((has_label & ~is_token).any())
-
-
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:
-    """Returns an argument of a forward call, given by position or by name."""
-    return args[position] if position < len(args) else kwargs.get(name)
-
-
-def _with_argument(
-    args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, value: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns the arguments of a forward call with one of them changed."""
-    if position < len(args):
-        return (*args[:position], value, *args[position + 1 :]), kwargs
-    return args, {**kwargs, name: value}

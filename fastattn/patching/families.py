@@ -146,6 +146,29 @@ def _albert(find: Find, modeling: Any) -> Family:
     )
 
 
+def _modernbert(find: Find, modeling: Any) -> Family:
+    """Describes ModernBERT, which has no encoder around its layers.
+
+    Its query, key and value are one projection already, its LayerNorms stand before each half, and
+    its GELU is multiplied by a gate: there is nothing to fuse.
+    """
+    (attention,) = find("Attention")
+    return Family(
+        encoder_name="",
+        layers_name="layers",
+        attention_name="attn",
+        parts=frozenset((*find("Model", "EncoderLayer"), attention)),
+        attention=attention,
+        fused_attention=None,
+        fusions={},
+        row_losses=row_losses(find),
+        first_row_heads={},
+        # Multiple choice reads the first token, wherever it is.
+        all_row_heads=(*all_row_heads(find), *find("ForMultipleChoice")),
+        keeps_distances=True,
+    )
+
+
 # File under transformers.models -> the beginning of its classes' names, what describes them, and
 # whether that is true of Transformers 5 alone.
 _FAMILIES: dict[str, tuple[str, Callable[[Find, Any], Family], bool]] = {
@@ -158,5 +181,6 @@ _FAMILIES: dict[str, tuple[str, Callable[[Find, Any], Family], bool]] = {
     "distilbert.modeling_distilbert": ("DistilBert", _distilbert, True),
     "albert.modeling_albert": ("Albert", _albert, True),
     "esm.modeling_esm": ("Esm", _esm, True),
+    "modernbert.modeling_modernbert": ("ModernBert", _modernbert, True),
     "layoutlm.modeling_layoutlm": ("LayoutLM", _layoutlm, True),
 }
