@@ -53,15 +53,16 @@ class FusedDistilBertAttention(Mixin):
         """Takes and returns what the stock layer does."""
         if self.config._attn_implementation != NAME:
             return super().forward(hidden_states, attention_mask, **kwargs)
-        return self.out_lin(self.context(hidden_states, attention_mask, **kwargs)), None
+        context, weights = self.context(hidden_states, attention_mask, **kwargs)
+        return self.out_lin(context), weights
 
     def context(
         self, hidden_states: Tensor, attention_mask: Tensor | PackedLayout | None, **kwargs: Any
-    ) -> Tensor:
-        """Attention without the projection of its output: (batch, seqlen, hidden)."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention without the projection of its output, (batch, seqlen, hidden), and weights."""
         projected = products((self.q_lin, self.k_lin, self.v_lin), hidden_states)
         query, key, value = (split_heads(self, x).transpose(1, 2) for x in projected)
-        out, _ = attention_forward(
+        out, weights = attention_forward(
             self,
             query,
             key,
@@ -71,7 +72,7 @@ class FusedDistilBertAttention(Mixin):
             scaling=self.scaling,
             **kwargs,
         )
-        return out.flatten(-2)
+        return out.flatten(-2), weights
 
     def forward_first_rows(self, rows: Tensor, tokens: Tensor, layout: PackedLayout) -> Tensor:
         """Attention of the first row of each sequence over all of its rows.
@@ -132,8 +133,9 @@ class FusedBlock(Mixin):
             is_a(attention, FusedDistilBertAttention)
             and attention.config._attn_implementation == NAME
             and _is_called_for_its_class(attention)
+            and not kwargs.get("output_attentions")  # which hooks on attention's output record
         ):
-            context = attention.context(hidden_states, attention_mask, **kwargs)
+            context, _ = attention.context(hidden_states, attention_mask, **kwargs)
             return self.finish(context, hidden_states)
         out, _ = attention(hidden_states, attention_mask=attention_mask, **kwargs)
         return self.after_attention(add_norm(self.sa_layer_norm, out, None, hidden_states))

@@ -318,6 +318,12 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(params=list(FAMILIES))
+def any_family(request: pytest.FixtureRequest) -> str:
+    """The beginning of the class names of each family."""
+    return request.param
+
+
 @pytest.fixture(params=PADDINGS)
 def padding(request: pytest.FixtureRequest) -> str:
     """Each way a batch can be padded."""
