@@ -15,7 +15,7 @@ from torch import Tensor
 from fastattn import dropout
 from fastattn.ops.attention import attention
 from fastattn.ops.checks import check_window
-from fastattn.ops.padding import PackedLayout, pad_input
+from fastattn.ops.padding import PackedLayout, pad_input, sequence_slots
 from fastattn.ops.probabilities import attention_probabilities
 
 
@@ -58,21 +58,20 @@ def attention_and_weights_of_packed(
         **options,
     )
     # Each sequence from its own start on: (batch, max_seqlen, ...).
-    lengths = layout.cu_seqlens.diff().long()
-    sequence = torch.repeat_interleave(lengths, output_size=layout.total)
-    position = torch.arange(layout.total, device=q.device) - layout.cu_seqlens[sequence]
-    slots = sequence * layout.max_seqlen + position
+    slots = sequence_slots(layout)
     padded_q, padded_k, padded_lse = (
         pad_input(x, slots, layout.batch_size, layout.max_seqlen)
         for x in (q, k, lse.transpose(0, 1))
     )
-    is_token = torch.arange(layout.max_seqlen, device=q.device) < lengths[:, None]
+    is_token = torch.arange(layout.max_seqlen, device=q.device) < layout.cu_seqlens.diff()[:, None]
     padded_lse = padded_lse.transpose(1, 2).masked_fill(~is_token[:, None], float("-inf"))
     options["key_padding_mask"] = is_token
     compact = _weights(padded_q, padded_k, padded_lse, seed, options)
     # To where the tokens were; whatever is padding reads a row, or column, of zeros.
     where = torch.full((layout.batch_size * layout.seqlen,), layout.max_seqlen, device=q.device)
-    where = where.index_copy(0, layout.indices, position).view(layout.batch_size, 1, -1)
+    where = where.index_copy(0, layout.indices, slots % layout.max_seqlen).view(
+        layout.batch_size, 1, -1
+    )
     heads, seqlen = compact.shape[1], layout.seqlen
     compact = F.pad(compact, (0, 1, 0, 1))
     rows = where[..., None].expand(-1, heads, -1, layout.max_seqlen + 1)

@@ -119,7 +119,8 @@ def attention_forward(
         is_causal = getattr(module, "is_causal", True)
 
     if isinstance(attention_mask, PackedLayout):
-        _refuse_with_packed(None, position_bias, q)
+        if position_bias is not None:
+            options["bias"] = position_bias  # by sequence
         window = None if sliding_window is None else sliding_window - 1
         options |= {"causal": is_causal} if window is None else {"window": (window, window)}
         return _attend_packed(q, k, v, attention_mask, bool(output_attentions), options)

@@ -22,8 +22,8 @@ from fastattn.modules.fused import (
     add_norm,
     computes_gelu,
     drops_plainly,
+    is_called_for_its_class,
     is_plain,
-    is_watched,
     product,
     products,
     serve,
@@ -132,7 +132,7 @@ class FusedBlock(Mixin):
         if (
             is_a(attention, FusedDistilBertAttention)
             and attention.config._attn_implementation == NAME
-            and _is_called_for_its_class(attention)
+            and is_called_for_its_class(attention)
             and not kwargs.get("output_attentions")  # which hooks on attention's output record
         ):
             context, _ = attention.context(hidden_states, attention_mask, **kwargs)
@@ -150,7 +150,7 @@ class FusedBlock(Mixin):
         ffn, norm = self.ffn, self.output_layer_norm
         in_parts = (
             stock_of(ffn) is modeling_distilbert.FFN
-            and _is_called_for_its_class(ffn)
+            and is_called_for_its_class(ffn)
             and not ffn.chunk_size_feed_forward
             and drops_plainly(ffn.dropout)
         )
@@ -191,8 +191,3 @@ class FirstRowsFusedBlock(FirstRowsLayer, FusedBlock):
     def first_rows_attention(self) -> Any:
         """The block's attention."""
         return self.attention
-
-
-def _is_called_for_its_class(module: nn.Module) -> bool:
-    """Whether a call does what the module's class says: no hook sees it, no wrapper is in place."""
-    return not is_watched(module) and "forward" not in module.__dict__

@@ -56,6 +56,11 @@ def is_watched(module: nn.Module, but: Collection[int] = ()) -> bool:
     )
 
 
+def is_called_for_its_class(module: nn.Module) -> bool:
+    """Whether a call does what the module's class says: no hook sees it, no wrapper is in place."""
+    return not is_watched(module) and "forward" not in module.__dict__
+
+
 def serve(x: Tensor) -> bool:
     """Whether there are kernels for the fused operators on this tensor."""
     return x.device.type == "cpu" and cpu.unavailable_reason() is None

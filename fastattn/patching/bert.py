@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fastattn.modules.bert import LegacySelfAttention
 from fastattn.modules.combined import combined, stock_of
-from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, KEEP_PADDING, UnpaddedEncoder
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, KEEP_PADDING
 from fastattn.ops.padding import packed_layout, pad_input
 from fastattn.patching import families, packed_inputs
 from fastattn.patching.arguments import argument, with_argument
@@ -84,26 +84,32 @@ def _patch_attention(target: Target, family: Family) -> list[LayerReport]:
     if reason is not None:
         return target.report_attention(LEFT, reason)
     for _, layer in target.attention:
-        change_class(layer, combined(LegacySelfAttention, stock_of(layer)))
+        change_class(layer, combined(family.own_attention or LegacySelfAttention, stock_of(layer)))
+    if family.own_attention:
+        return target.report_attention(REPLACED, SERVED)
     # Anything but "sdpa" makes the model hand down one mask row for all queries.
     change_attribute(target.body, "attn_implementation", "fastattn")
     return target.report_attention(REPLACED, SERVED)
 
 
 def _not_served_without_interface(target: Target, family: Family) -> str | None:
-    """Returns why the model of Transformers 4.x cannot be served, or None."""
+    """Returns why attention that does not call the interface cannot be served, or None."""
     config = target.body.config
-    if config.is_decoder:
-        kind = type(target.body).__name__.removesuffix("Model").upper()
-        return f"a {kind} decoder needs Transformers 5, where {kind} has an attention interface"
-    if config.position_embedding_type != "absolute":
-        return f"position_embedding_type is {config.position_embedding_type}, not absolute"
     own = [
         type(layer).__name__
         for _, layer in target.attention
         if stock_of(layer) not in family.legacy_attention
     ]
-    return f"{own[0]} is an attention of its own" if own else None
+    if own:
+        return f"{own[0]} is an attention of its own"
+    if family.own_attention:
+        return None
+    if config.is_decoder:
+        kind = type(target.body).__name__.removesuffix("Model").upper()
+        return f"a {kind} decoder needs Transformers 5, where {kind} has an attention interface"
+    if config.position_embedding_type != "absolute":
+        return f"position_embedding_type is {config.position_embedding_type}, not absolute"
+    return None
 
 
 def _not_unpaddable(target: Target, family: Family, attention: list[LayerReport]) -> str | None:
@@ -131,6 +137,8 @@ def _not_unpaddable(target: Target, family: Family, attention: list[LayerReport]
 def _parts(body: Any, family: Family) -> list[nn.Module]:
     """Returns the encoder and what in it runs on hidden states, down to attention."""
     parts = [family.encoder(body)]
+    convolution = getattr(parts[0], "conv", None)  # over neighbours, in some of DeBERTa's
+    parts += [] if convolution is None else [convolution]
     for layer in family.layers(body):
         parts.append(layer)
         for inner in getattr(layer, family.inner_layers_name or "", (layer,)):
@@ -161,8 +169,8 @@ def _unpadded(target: Target, family: Family) -> str:
                 exceptions.append("start_positions are given: that loss reads padding rows")
             else:
                 exceptions.append("padding rows have labels other than -100")
-    if family.keeps_distances:
-        exceptions.append("padding lies inside a sequence: windows count it")
+    if family.counts_distances:
+        exceptions.append(f"padding lies inside a sequence: {family.counts_distances}")
     text = f"padding removed once around {target.body.config.num_hidden_layers} layers"
     return text + (f", kept if {', or '.join(exceptions)}" if exceptions else "")
 
@@ -176,14 +184,14 @@ def _remove_padding(target: Target, family: Family) -> None:
         _pack_inputs(body, first_row_is_read)
     for head, loss in _row_losses(target, family).items():
         if exact and not has_hook(head, "loss"):
-            hook = _KeepRowsTheLossReads(loss, family.takes_keep_padding)
+            hook = _KeepRowsTheLossReads(loss, family.says_keep_by)
             keep_hook(head, "loss", head.register_forward_pre_hook(hook, with_kwargs=True))
 
 
 def _unpad_encoder(body: Any, family: Family, first_row_is_read: bool) -> None:
     """Removes padding between a body's embeddings and its encoder."""
     encoder = family.encoder(body)
-    change_class(encoder, combined(UnpaddedEncoder, stock_of(encoder)))
+    change_class(encoder, combined(family.unpadded_encoder, stock_of(encoder)))
     change_attribute(encoder, "first_row_is_read", first_row_is_read)
     if family.adds_mask:
         change_attribute(encoder, "mask_is_added", True)
@@ -220,10 +228,15 @@ def _keep_what_masks_say(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Before a body: spreads a user's mask of one row per sequence over all queries.
 
-    The encoder removes padding for (batch, 1, 1, seqlen) masks, which it gets for 2-D ones. Who
-    passes a mask of scores gets every row of it.
+    The encoder removes padding for (batch, 1, 1, seqlen) masks, which it gets for 2-D ones: from
+    the body, or where that makes others, from here. Who passes a mask of scores gets every row of
+    it.
     """
     mask = argument(body, args, kwargs, "attention_mask")
+    family = families.of(body)
+    if isinstance(mask, Tensor) and mask.ndim == 2 and family and family.hands_mask_on:
+        ready = (mask != 0)[:, None, None, :]
+        return with_argument(body, args, kwargs, "attention_mask", ready)
     if not isinstance(mask, Tensor) or mask.ndim < 3 or mask.shape[-2] != 1:
         return None
     if kwargs.get("past_key_values") is not None:
@@ -275,7 +288,7 @@ class _KeepRowsTheLossReads:
     """
 
     loss: RowLoss
-    by_keyword: bool
+    says_keep_by: str
 
     def __call__(
         self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -287,8 +300,10 @@ class _KeepRowsTheLossReads:
         is_token = mask != 0
         if not self._reads_padding(labels, is_token):
             return None
-        if self.by_keyword:
+        if self.says_keep_by == "keyword":
             return args, {**kwargs, KEEP_PADDING: True}
+        if self.says_keep_by == "column":
+            return with_argument(head, args, kwargs, "attention_mask", mask[:, :, None])
         batch_size, seqlen = mask.shape
         # A mask with a row for each query is taken as it is, and keeps all rows.
         full = is_token[:, None, :].expand(batch_size, seqlen, seqlen)

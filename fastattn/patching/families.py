@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from fastattn.modules import albert, bert, distilbert, esm
+from fastattn.modules import albert, bert, deberta_v2, distilbert, esm, mpnet
 from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
 from fastattn.modules.fused import FusedIntermediate, FusedOutput
 from fastattn.patching.family import Family, all_row_heads, row_losses
@@ -52,19 +52,19 @@ def _described(file: str) -> Family:
 
 def _like_bert(find: Find, modeling: Any, **differences: Any) -> Family:
     """Describes a family that builds its layers as BERT does."""
-    attention, *other_attention = find("SelfAttention", "SdpaSelfAttention")
-    self_output, output, intermediate = find("SelfOutput", "Output", "Intermediate")
+    attention = find("SelfAttention", "SdpaSelfAttention")
+    calls_interface = HAS_ATTENTION_INTERFACE and len(attention) == 1
+    ends = find("SelfOutput", "Output")
     same: dict[str, Any] = dict(
-        parts=frozenset((*find("Encoder", "Layer", "Attention"), attention)),
-        attention=attention if HAS_ATTENTION_INTERFACE else None,
+        parts=frozenset((*find("Encoder", "Layer", "Attention"), *attention[:1])),
+        attention=attention[0] if calls_interface else None,
         fused_attention=bert.FusedSelfAttention,
-        legacy_attention=frozenset((attention, *other_attention)),
+        legacy_attention=frozenset(attention),
         first_rows_layer=bert.FirstRowsBertLayer,
         first_rows_fused_layer=bert.FirstRowsBertLayer,
         fusions={
-            self_output: ((LAYER_NORM, FusedOutput),),
-            output: ((LAYER_NORM, FusedOutput),),
-            intermediate: ((GELU, FusedIntermediate),),
+            **dict.fromkeys(ends, ((LAYER_NORM, FusedOutput),)),
+            **dict.fromkeys(find("Intermediate"), ((GELU, FusedIntermediate),)),
         },
         row_losses=row_losses(find),
         first_row_heads={
@@ -86,7 +86,7 @@ def _like_bert(find: Find, modeling: Any, **differences: Any) -> Family:
 
 def _layoutlm(find: Find, modeling: Any) -> Family:
     """Describes LayoutLM, whose layers are BERT's and whose masks are not."""
-    return _like_bert(find, modeling, adds_mask=True)
+    return _like_bert(find, modeling, adds_mask=True, says_keep_by="keyword")
 
 
 def _esm(find: Find, modeling: Any) -> Family:
@@ -165,7 +165,52 @@ def _modernbert(find: Find, modeling: Any) -> Family:
         first_row_heads={},
         # Multiple choice reads the first token, wherever it is.
         all_row_heads=(*all_row_heads(find), *find("ForMultipleChoice")),
-        keeps_distances=True,
+        counts_distances="windows count it",
+        says_keep_by="keyword",
+    )
+
+
+def _mpnet(find: Find, modeling: Any) -> Family:
+    """Describes MPNet, whose attention is its own, with a bias by distance."""
+    attention, half = find("SelfAttention", "Attention")
+    (output,), (intermediate,) = find("Output"), find("Intermediate")
+    return _like_bert(
+        find,
+        modeling,
+        attention=None,
+        legacy_attention=frozenset((attention,)),
+        own_attention=mpnet.ServedMPNetAttention,
+        fused_attention=mpnet.FusedMPNetProjections,
+        unpadded_encoder=mpnet.UnpaddedMPNetEncoder,
+        first_rows_layer=None,
+        fusions={
+            half: ((LAYER_NORM, mpnet.FusedMPNetOutput),),
+            output: ((LAYER_NORM, FusedOutput),),
+            intermediate: ((GELU, FusedIntermediate),),
+        },
+        counts_distances="the bias counts it",
+        hands_mask_on=True,
+    )
+
+
+def _deberta_v2(find: Find, modeling: Any) -> Family:
+    """Describes DeBERTa-v2 and v3, whose attention is their own, with a bias by content."""
+    attention = modeling.DisentangledSelfAttention
+    heads = find("ForSequenceClassification", "ForMultipleChoice")
+    return _like_bert(
+        find,
+        modeling,
+        parts=frozenset(find("Encoder", "Layer", "Attention")),
+        attention=None,
+        legacy_attention=frozenset((attention,)),
+        own_attention=deberta_v2.ServedDisentangledAttention,
+        fused_attention=deberta_v2.FusedDisentangledProjections,
+        unpadded_encoder=deberta_v2.UnpaddedDebertaEncoder,
+        first_rows_layer=None,
+        first_row_heads=dict.fromkeys(heads, "pooler"),
+        readers=frozenset((modeling.ContextPooler,)),
+        counts_distances="the bias counts it",
+        says_keep_by="column",
     )
 
 
@@ -182,5 +227,7 @@ _FAMILIES: dict[str, tuple[str, Callable[[Find, Any], Family], bool]] = {
     "albert.modeling_albert": ("Albert", _albert, True),
     "esm.modeling_esm": ("Esm", _esm, True),
     "modernbert.modeling_modernbert": ("ModernBert", _modernbert, True),
+    "mpnet.modeling_mpnet": ("MPNet", _mpnet, True),
+    "deberta_v2.modeling_deberta_v2": ("DebertaV2", _deberta_v2, True),
     "layoutlm.modeling_layoutlm": ("LayoutLM", _layoutlm, True),
 }

@@ -49,7 +49,7 @@ def patch(
     Raises:
         TypeError: model is not a module.
         ValueError: fuse holds an unknown name.
-        PatchError: nothing can be patched, or the model's config asks for attention weights.
+        PatchError: nothing can be patched, or the model is patched already with other choices.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
