@@ -75,8 +75,8 @@ def _error(case: Case, stock: Any, ours: Any, padding: str) -> float:
     """Returns the largest difference of a step, relative to the largest number of its kind."""
     batch = make_batch(case, stock, padding)
     mask = make_mask(padding)
-    outputs, grads = _step(stock, batch, mask)
-    our_outputs, our_grads = _step(ours, batch, mask)
+    outputs, grads = step(stock, batch, mask)
+    our_outputs, our_grads = step(ours, batch, mask)
     if outputs.keys() != our_outputs.keys() or grads.keys() != our_grads.keys():
         return float("inf")
     largest = max(float(x.abs().max()) for x in grads.values())
@@ -88,7 +88,7 @@ def _error(case: Case, stock: Any, ours: Any, padding: str) -> float:
     return max(x if x == x else float("inf") for x in errors)
 
 
-def _step(
+def step(
     model: Any, batch: dict[str, Any], mask: Tensor | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Returns the outputs, rows of padding zero, and the gradients of a sum of all of them."""
