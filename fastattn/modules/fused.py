@@ -66,6 +66,13 @@ def serve(x: Tensor) -> bool:
     return x.device.type == "cpu" and cpu.unavailable_reason() is None
 
 
+def applied(dense: Any, x: Tensor) -> Tensor:
+    """Returns the output of a linear layer, on the faster of torch's product and ours."""
+    if is_plain(dense, nn.Linear):
+        return linear(x, dense.weight, dense.bias)
+    return dense(x)
+
+
 def product(dense: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Returns the output of a linear layer without its bias, and the bias.
 

@@ -115,6 +115,8 @@ def _not_served_without_interface(target: Target, family: Family) -> str | None:
 def _not_unpaddable(target: Target, family: Family, attention: list[LayerReport]) -> str | None:
     """Returns why the padding around the encoder stays, or None."""
     body = target.body
+    if family.never_unpadded:
+        return f"not unpadded: {family.never_unpadded}"
     if target.unpad is False:
         return "not unpadded: unpad=False"
     if any(layer.what == LEFT for layer in attention):

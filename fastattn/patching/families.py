@@ -2,6 +2,9 @@
 
 All but a few build their layers as BERT does, under names that begin with their own. So a family
 is described by the file of its model and that beginning; what a model lacks is skipped.
+
+What a family needs is imported when it is described: Transformers loads each model's file when it
+is first used, and who patches BERT shall not wait for the files of all others.
 """
 
 from __future__ import annotations
@@ -13,11 +16,11 @@ from typing import Any
 
 from torch import nn
 
-from fastattn.modules import albert, bert, deberta_v2, distilbert, esm, mpnet
+from fastattn.modules import bert
 from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
 from fastattn.modules.fused import FusedIntermediate, FusedOutput
 from fastattn.patching.family import Family, all_row_heads, row_losses
-from fastattn.patching.fusions import GELU, LAYER_NORM
+from fastattn.patching.fusions import GELU, LAYER_NORM, LINEAR
 
 _MODELS = "transformers.models."
 
@@ -91,7 +94,10 @@ def _layoutlm(find: Find, modeling: Any) -> Family:
 
 def _esm(find: Find, modeling: Any) -> Family:
     """Describes ESM, whose layers are cut as BERT's are, and compute other things."""
+    from fastattn.modules import esm
+
     (intermediate,) = find("Intermediate")
+    ends = find("SelfOutput", "Output")
     return _like_bert(
         find,
         modeling,
@@ -99,12 +105,17 @@ def _esm(find: Find, modeling: Any) -> Family:
         first_rows_layer=esm.FirstRowsEsmLayer,
         first_rows_fused_layer=esm.FirstRowsEsmLayer,
         # Its LayerNorms stand before each half, where there is no sum to fuse them with.
-        fusions={intermediate: ((GELU, esm.FusedEsmIntermediate),)},
+        fusions={
+            intermediate: ((GELU, esm.FusedEsmIntermediate),),
+            **dict.fromkeys(ends, ((LINEAR, esm.FusedEsmOutput),)),
+        },
     )
 
 
 def _distilbert(find: Find, modeling: Any) -> Family:
     """Describes DistilBERT, whose attention holds its output's projection."""
+    from fastattn.modules import distilbert
+
     (attention,) = find("SelfAttention")
     return Family(
         encoder_name="transformer",
@@ -125,6 +136,8 @@ def _distilbert(find: Find, modeling: Any) -> Family:
 
 def _albert(find: Find, modeling: Any) -> Family:
     """Describes ALBERT, which runs one layer, or a few, many times."""
+    from fastattn.modules import albert
+
     layer, attention = find("Layer", "Attention")
     return Family(
         layers_name="albert_layer_groups",
@@ -150,9 +163,11 @@ def _modernbert(find: Find, modeling: Any) -> Family:
     """Describes ModernBERT, which has no encoder around its layers.
 
     Its query, key and value are one projection already, its LayerNorms stand before each half, and
-    its GELU is multiplied by a gate: there is nothing to fuse.
+    its GELU is multiplied by a gate: what is left is the products.
     """
-    (attention,) = find("Attention")
+    from fastattn.modules import modernbert
+
+    attention, mlp = find("Attention", "MLP")
     return Family(
         encoder_name="",
         layers_name="layers",
@@ -160,7 +175,10 @@ def _modernbert(find: Find, modeling: Any) -> Family:
         parts=frozenset((*find("Model", "EncoderLayer"), attention)),
         attention=attention,
         fused_attention=None,
-        fusions={},
+        fusions={
+            attention: ((LINEAR, modernbert.FusedModernBertAttention),),
+            mlp: ((LINEAR, modernbert.FusedModernBertMLP),),
+        },
         row_losses=row_losses(find),
         first_row_heads={},
         # Multiple choice reads the first token, wherever it is.
@@ -172,6 +190,8 @@ def _modernbert(find: Find, modeling: Any) -> Family:
 
 def _mpnet(find: Find, modeling: Any) -> Family:
     """Describes MPNet, whose attention is its own, with a bias by distance."""
+    from fastattn.modules import mpnet
+
     attention, half = find("SelfAttention", "Attention")
     (output,), (intermediate,) = find("Output"), find("Intermediate")
     return _like_bert(
@@ -195,6 +215,8 @@ def _mpnet(find: Find, modeling: Any) -> Family:
 
 def _deberta_v2(find: Find, modeling: Any) -> Family:
     """Describes DeBERTa-v2 and v3, whose attention is their own, with a bias by content."""
+    from fastattn.modules import deberta_v2
+
     attention = modeling.DisentangledSelfAttention
     heads = find("ForSequenceClassification", "ForMultipleChoice")
     return _like_bert(
@@ -214,6 +236,25 @@ def _deberta_v2(find: Find, modeling: Any) -> Family:
     )
 
 
+def _vit(find: Find, modeling: Any) -> Family:
+    """Describes ViT, whose batches have no padding."""
+    from fastattn.modules import vit
+
+    attention, mlp = find("Attention", "MLP")
+    return Family(
+        encoder_name="",
+        layers_name="layers",
+        parts=frozenset(),
+        attention=attention,
+        fused_attention=vit.FusedViTAttention,
+        fusions={mlp: ((GELU, vit.FusedViTMLP),)},
+        row_losses={},
+        first_row_heads={},
+        all_row_heads=(),
+        never_unpadded="images have no padding",
+    )
+
+
 # File under transformers.models -> the beginning of its classes' names, what describes them, and
 # whether that is true of Transformers 5 alone.
 _FAMILIES: dict[str, tuple[str, Callable[[Find, Any], Family], bool]] = {
@@ -229,5 +270,6 @@ _FAMILIES: dict[str, tuple[str, Callable[[Find, Any], Family], bool]] = {
     "modernbert.modeling_modernbert": ("ModernBert", _modernbert, True),
     "mpnet.modeling_mpnet": ("MPNet", _mpnet, True),
     "deberta_v2.modeling_deberta_v2": ("DebertaV2", _deberta_v2, True),
+    "vit.modeling_vit": ("ViT", _vit, True),
     "layoutlm.modeling_layoutlm": ("LayoutLM", _layoutlm, True),
 }
