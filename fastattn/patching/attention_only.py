@@ -11,6 +11,7 @@ from fastattn.integrations.transformers import (
     calls_attention_interface,
     layer_calls_attention_interface,
 )
+from fastattn.patching import families
 from fastattn.patching.changes import change_config, has_hook, keep_hook
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
@@ -27,7 +28,12 @@ def patch_body(target: Target) -> list[LayerReport]:
     if reason is not None:
         return target.report_attention(LEFT, reason)
     attention = switch_attention(target)
-    why = "unpad=False" if target.unpad is False else f"not yet supported for {kind}"
+    if target.unpad is False:
+        why = "unpad=False"
+    elif families.needs_newer(target.body):
+        why = f"{kind} needs Transformers 5 for that"
+    else:
+        why = f"not yet supported for {kind}"
     return [LayerReport(target.name, kind, LEFT, f"encoder not unpadded: {why}"), *attention]
 
 

@@ -29,14 +29,25 @@ Find = Callable[..., tuple[type[nn.Module], ...]]
 
 def of(body: nn.Module) -> Family | None:
     """Returns the family of a body, or None if it has none. Subclasses count as well."""
+    file = _file(body)
+    return None if file is None or needs_newer(body) else _described(file)
+
+
+def needs_newer(body: nn.Module) -> bool:
+    """Whether the body has a family in Transformers 5 alone.
+
+    In 4.x it has layers of another shape, or makes other masks.
+    """
+    file = _file(body)
+    return file is not None and _FAMILIES[file][2] and not HAS_ATTENTION_INTERFACE
+
+
+def _file(body: nn.Module) -> str | None:
+    """Returns the file of a family that the body is of, or None."""
     for cls in type(body).__mro__:
         file = cls.__module__.removeprefix(_MODELS)
-        prefix, describe, needs_interface = _FAMILIES.get(file, ("", None, False))
-        if describe and cls.__name__ == prefix + "Model":
-            # In Transformers 4.x these have layers of other shapes, or make other masks.
-            if needs_interface and not HAS_ATTENTION_INTERFACE:
-                return None
-            return _described(file)
+        if file in _FAMILIES and cls.__name__ == _FAMILIES[file][0] + "Model":
+            return file
     return None
 
 

@@ -19,7 +19,8 @@ from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
 pytestmark = pytest.mark.skipif(
     not HAS_ATTENTION_INTERFACE, reason="the table is about Transformers 5"
 )
-HEADS = [(case, name) for case in CASES for name in case.classes()]
+# Their files say so themselves in Transformers 4.x, by warnings that are errors here.
+HEADS = [(x, name) for x in CASES for name in x.classes()] if HAS_ATTENTION_INTERFACE else []
 GENERATING = [(case, name) for case, name in HEADS if case.generates(name)]
 
 
@@ -58,7 +59,6 @@ def test_float32_is_as_accurate_as_eager(case: Case, head: str):
 def test_dropout_by_seed_and_by_law(case: Case):
     """The same seed, the same bits; over many seeds, the mean and spread of stock."""
     head = next(x for x in case.classes() if x.endswith(("Model", "MTModel")))
-    # Nothing is masked that another row would not mask as well.
     stock = case.with_dropout(0.1).make(head).float()
     ours = copy.deepcopy(stock)
     fastattn.patch(ours)

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,18 +18,20 @@ from transformers import (
     BertForSequenceClassification,
     BertLMHeadModel,
     BertModel,
+    DebertaConfig,
+    DebertaModel,
     DeepseekV3Config,
     DeepseekV3Model,
     EncoderDecoderConfig,
     EncoderDecoderModel,
     ErnieConfig,
     ErnieModel,
+    EsmConfig,
+    EsmModel,
     GPT2Config,
     GPT2LMHeadModel,
     GptOssConfig,
     GptOssModel,
-    MPNetConfig,
-    MPNetModel,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -331,10 +334,12 @@ def test_without_transformers(monkeypatch):
 
 
 def test_a_family_without_the_attention_interface():
-    config = MPNetConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-    model = MPNetModel(config)
+    config = DebertaConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = DebertaModel(config)
     before = list(_state(model))
-    with pytest.raises(fastattn.PatchError, match="MPNetModel does not call the attention"):
+    with pytest.raises(fastattn.PatchError, match="DebertaModel does not call the attention"):
         fastattn.patch(model)
     assert list(_state(model)) == before
 
@@ -478,6 +483,27 @@ def test_other_models_get_the_attention_alone():
     torch.testing.assert_close(model(**batch).last_hidden_state, expected)
     fastattn.unpatch(model)
     assert list(_state(model)) == before
+
+
+@pytest.mark.skipif(HAS_ATTENTION_INTERFACE, reason="unpadded from Transformers 5 on")
+def test_models_that_are_unpadded_later():
+    config = EsmConfig(**_tiny(max_position_embeddings=20, pad_token_id=1, mask_token_id=3))
+    report = fastattn.patch(EsmModel(config))
+    assert [x.reason for x in report.left] == [
+        "encoder not unpadded: EsmModel needs Transformers 5 for that"
+    ]
+
+
+def test_patching_a_large_model_takes_no_time(make_bert):
+    """24 layers, as BERT-large has, in 50 ms; the width is nothing to it."""
+    model = make_bert(HEAD, num_hidden_layers=24)
+    times_ms = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        fastattn.patch(model)
+        times_ms.append(1e3 * (time.perf_counter() - begin))
+        fastattn.unpatch(model)
+    assert min(times_ms) <= 50
 
 
 @needs_interface
