@@ -31,7 +31,7 @@ def patch_body(target: Target) -> list[LayerReport]:
     if target.unpad is False:
         why = "unpad=False"
     elif families.needs_newer(target.body):
-        why = f"{kind} needs Transformers 5 for that"
+        why = f"{kind} needs a newer Transformers for that"
     else:
         why = f"not yet supported for {kind}"
     return [LayerReport(target.name, kind, LEFT, f"encoder not unpadded: {why}"), *attention]

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from fastattn.integrations.transformers import layer_calls_attention_interface
 from fastattn.modules import bert
 from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
 from fastattn.modules.fused import FusedIntermediate, FusedOutput
@@ -30,16 +32,12 @@ Find = Callable[..., tuple[type[nn.Module], ...]]
 def of(body: nn.Module) -> Family | None:
     """Returns the family of a body, or None if it has none. Subclasses count as well."""
     file = _file(body)
-    return None if file is None or needs_newer(body) else _described(file)
+    return None if file is None else _described(file)
 
 
 def needs_newer(body: nn.Module) -> bool:
-    """Whether the body has a family in Transformers 5 alone.
-
-    In 4.x it has layers of another shape, or makes other masks.
-    """
-    file = _file(body)
-    return file is not None and _FAMILIES[file][2] and not HAS_ATTENTION_INTERFACE
+    """Whether the body has a family in newer versions of Transformers, but not in this one."""
+    return _file(body) is not None and of(body) is None
 
 
 def _file(body: nn.Module) -> str | None:
@@ -52,9 +50,12 @@ def _file(body: nn.Module) -> str | None:
 
 
 @functools.cache
-def _described(file: str) -> Family:
-    """Describes the family whose classes are in a file."""
-    prefix, describe, _ = _FAMILIES[file]
+def _described(file: str) -> Family | None:
+    """Describes the family whose classes are in a file; None if they are of another shape here."""
+    prefix, describe, needs_interface = _FAMILIES[file]
+    # In Transformers 4.x these have layers of other shapes, or make other masks.
+    if needs_interface and not HAS_ATTENTION_INTERFACE:
+        return None
     modeling = importlib.import_module(_MODELS + file)
 
     def find(*ends: str) -> tuple[type[nn.Module], ...]:
@@ -62,6 +63,11 @@ def _described(file: str) -> Family:
         return tuple(cls for cls in found if cls is not None)
 
     return describe(find, modeling)
+
+
+def _takes(cls: Any, name: str) -> bool:
+    """Whether a class's forward has an argument of this name."""
+    return name in inspect.signature(cls.forward).parameters
 
 
 def _like_bert(find: Find, modeling: Any, **differences: Any) -> Family:
@@ -103,10 +109,12 @@ def _layoutlm(find: Find, modeling: Any) -> Family:
     return _like_bert(find, modeling, adds_mask=True, says_keep_by="keyword")
 
 
-def _esm(find: Find, modeling: Any) -> Family:
+def _esm(find: Find, modeling: Any) -> Family | None:
     """Describes ESM, whose layers are cut as BERT's are, and compute other things."""
     from fastattn.modules import esm
 
+    if not _takes(modeling.EsmSelfAttention, "position_embeddings"):
+        return None  # in Transformers 5.0 attention rotates by the places of rows
     (intermediate,) = find("Intermediate")
     ends = find("SelfOutput", "Output")
     return _like_bert(
@@ -170,7 +178,7 @@ def _albert(find: Find, modeling: Any) -> Family:
     )
 
 
-def _modernbert(find: Find, modeling: Any) -> Family:
+def _modernbert(find: Find, modeling: Any) -> Family | None:
     """Describes ModernBERT, which has no encoder around its layers.
 
     Its query, key and value are one projection already, its LayerNorms stand before each half, and
@@ -178,6 +186,8 @@ def _modernbert(find: Find, modeling: Any) -> Family:
     """
     from fastattn.modules import modernbert
 
+    if not layer_calls_attention_interface(modeling.ModernBertAttention):
+        return None  # in Transformers 5.0 it has functions of its own
     attention, mlp = find("Attention", "MLP")
     return Family(
         encoder_name="",
@@ -199,10 +209,12 @@ def _modernbert(find: Find, modeling: Any) -> Family:
     )
 
 
-def _mpnet(find: Find, modeling: Any) -> Family:
+def _mpnet(find: Find, modeling: Any) -> Family | None:
     """Describes MPNet, whose attention is its own, with a bias by distance."""
     from fastattn.modules import mpnet
 
+    if not hasattr(modeling, "create_bidirectional_mask"):
+        return None  # in Transformers 5.0 it takes no mask that was made for it
     attention, half = find("SelfAttention", "Attention")
     (output,), (intermediate,) = find("Output"), find("Intermediate")
     return _like_bert(
@@ -247,10 +259,12 @@ def _deberta_v2(find: Find, modeling: Any) -> Family:
     )
 
 
-def _vit(find: Find, modeling: Any) -> Family:
+def _vit(find: Find, modeling: Any) -> Family | None:
     """Describes ViT, whose batches have no padding."""
     from fastattn.modules import vit
 
+    if not find("MLP"):
+        return None  # in Transformers 5.0 it is cut as BERT is
     attention, mlp = find("Attention", "MLP")
     return Family(
         encoder_name="",
@@ -268,7 +282,7 @@ def _vit(find: Find, modeling: Any) -> Family:
 
 # File under transformers.models -> the beginning of its classes' names, what describes them, and
 # whether that is true of Transformers 5 alone.
-_FAMILIES: dict[str, tuple[str, Callable[[Find, Any], Family], bool]] = {
+_FAMILIES: dict[str, tuple[str, Callable[[Find, Any], Family | None], bool]] = {
     "bert.modeling_bert": ("Bert", _like_bert, False),
     "roberta.modeling_roberta": ("Roberta", _like_bert, False),
     "xlm_roberta.modeling_xlm_roberta": ("XLMRoberta", _like_bert, False),
