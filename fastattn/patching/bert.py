@@ -12,7 +12,8 @@ Where one would, the batch keeps its padding, so that the loss and every gradien
 - the loss of question answering is a softmax over all rows;
 - the loss of token-level heads reads padding rows that are labelled other than -100.
 
-``unpad=True`` removes padding there as well; ``unpad=False`` never does.
+``unpad=True`` removes padding there as well; ``unpad=False`` never does. Where a window or a bias
+counts the distance of two tokens, padding between them is part of it, and always stays.
 """
 
 from __future__ import annotations
