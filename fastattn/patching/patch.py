@@ -21,14 +21,14 @@ def patch(
     BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT, data2vec-text, ALBERT, ModernBERT, ESM,
     LayoutLM, MPNet and DeBERTa-v2, alone, under any of their heads or inside another module, get
     fused attention and layers, and padding is removed once around the whole encoder. Other models
-    that call Transformers' attention interface get the attention. Only this model object changes: no class, no function and no other model. Parameters
-    and state_dict keys stay, so optimizers, checkpoints and ``save_pretrained`` do too. Patching
-    again changes nothing.
+    that call Transformers' attention interface get the attention. Only this model object changes:
+    no class, no function and no other model. Parameters and state_dict keys stay, so optimizers,
+    checkpoints and ``save_pretrained`` do too. Patching again changes nothing.
 
     For the models that are named, what differs from stock: rows of padding in the last hidden
     state, in ``hidden_states`` and in logits per token are those of zero states; forward hooks on
-    the layers see (1, total tokens, hidden); attention weights, where asked for, are zero in rows of
-    padding that was removed; dropout draws other random bits, by the rule in
+    the layers see (1, total tokens, hidden); attention weights, where asked for, are zero in rows
+    of padding that was removed; dropout draws other random bits, by the rule in
     :mod:`fastattn.dropout`.
 
     Args:
