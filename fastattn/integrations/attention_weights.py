@@ -54,6 +54,7 @@ def attention_and_weights_of_packed(
         v,
         cu_seqlens_q=layout.cu_seqlens,
         max_seqlen_q=layout.max_seqlen,
+        max_seqlen_k=layout.max_seqlen,
         return_lse=True,
         **options,
     )

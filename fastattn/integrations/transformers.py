@@ -178,6 +178,7 @@ def _attend_packed(
         out, weights = attention_and_weights_of_packed(q, k, v, layout, **options)
         return out[None], weights
     options |= {"cu_seqlens_q": layout.cu_seqlens, "max_seqlen_q": layout.max_seqlen}
+    options["max_seqlen_k"] = layout.max_seqlen
     out = attention(q, k, v, **options)
     return out[None], None
 

@@ -9,7 +9,7 @@ of the attention weights.
 
 from __future__ import annotations
 
-import ctypes
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -73,7 +73,7 @@ class ServedDisentangledAttention(Mixin):
             mask,
             dropout=dropout_p(self),
             # The stock layer divides by the root's float32, in models of float64 too.
-            scaling=1.0 / ctypes.c_float((self.attention_head_size * terms) ** 0.5).value,
+            scaling=1.0 / _float32(math.sqrt(self.attention_head_size * terms)),
             is_causal=False,
             position_bias=bias,
             output_attentions=output_attentions,
@@ -111,6 +111,12 @@ class FusedDisentangledProjections(Mixin):
             return products(layers, hidden_states)
         query, *_ = products(layers[:1], query_states)
         return query, *products(layers[1:], hidden_states)
+
+
+def _float32(x: float) -> float:
+    """Rounds to the 24 bits of a float32."""
+    mantissa, exponent = math.frexp(x)
+    return math.ldexp(round(math.ldexp(mantissa, 24)), exponent - 24)
 
 
 def _masked(query: Tensor, bias: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor]:
