@@ -127,20 +127,15 @@ def attention_forward(
     if cu_seq_lens_q is not None and (attention_mask is None or attention_mask.ndim != 4):
         _refuse_with_packed(attention_mask, position_bias, q)
         _refuse_attention_weights_of_packed(output_attentions)
-        max_length_q, max_length_k = _int(max_length_q), _int(max_length_k)
-        longest = max_length_k or max_length_q or k.shape[1]
+        options |= {
+            "cu_seqlens_q": _int32(cu_seq_lens_q),
+            "cu_seqlens_k": _int32(cu_seq_lens_k),
+            "max_seqlen_q": _int(max_length_q),
+            "max_seqlen_k": _int(max_length_k),
+        }
+        longest = options["max_seqlen_k"] or options["max_seqlen_q"] or k.shape[1]
         options |= _window(sliding_window, is_causal, longest, longest)
-        out = attention(
-            q[0],
-            k[0],
-            v[0],
-            cu_seqlens_q=_int32(cu_seq_lens_q),
-            cu_seqlens_k=_int32(cu_seq_lens_k),
-            max_seqlen_q=max_length_q,
-            max_seqlen_k=max_length_k,
-            **options,
-        )
-        return out[None], None
+        return attention(q[0], k[0], v[0], **options)[None], None
 
     if attention_mask is None or attention_mask.ndim == 2:
         # Causality is in the mask unless there is none, and one query, the newest, sees every key.
