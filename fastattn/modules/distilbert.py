@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 from transformers.models.distilbert import modeling_distilbert
@@ -20,16 +19,16 @@ from fastattn.modules.bert import attend_first_rows, dropout_p, split_heads
 from fastattn.modules.combined import Mixin, is_a, stock_of
 from fastattn.modules.encoder import FirstRowsLayer
 from fastattn.modules.fused import (
+    add_norm,
     computes_gelu,
+    drops_plainly,
+    is_called_for_its_class,
     is_plain,
-    is_watched,
     product,
     products,
     serves_gelu,
-    serves_norm,
 )
 from fastattn.ops.gelu import bias_gelu
-from fastattn.ops.layer_norm import dropout_add_layer_norm
 from fastattn.ops.padding import PackedLayout
 
 
@@ -54,15 +53,16 @@ class FusedDistilBertAttention(Mixin):
         """Takes and returns what the stock layer does."""
         if self.config._attn_implementation != NAME:
             return super().forward(hidden_states, attention_mask, **kwargs)
-        return self.out_lin(self.context(hidden_states, attention_mask, **kwargs)), None
+        context, weights = self.context(hidden_states, attention_mask, **kwargs)
+        return self.out_lin(context), weights
 
     def context(
         self, hidden_states: Tensor, attention_mask: Tensor | PackedLayout | None, **kwargs: Any
-    ) -> Tensor:
-        """Attention without the projection of its output: (batch, seqlen, hidden)."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention without the projection of its output, (batch, seqlen, hidden), and weights."""
         projected = products((self.q_lin, self.k_lin, self.v_lin), hidden_states)
         query, key, value = (split_heads(self, x).transpose(1, 2) for x in projected)
-        out, _ = attention_forward(
+        out, weights = attention_forward(
             self,
             query,
             key,
@@ -72,7 +72,7 @@ class FusedDistilBertAttention(Mixin):
             scaling=self.scaling,
             **kwargs,
         )
-        return out.flatten(-2)
+        return out.flatten(-2), weights
 
     def forward_first_rows(self, rows: Tensor, tokens: Tensor, layout: PackedLayout) -> Tensor:
         """Attention of the first row of each sequence over all of its rows.
@@ -86,6 +86,7 @@ class FusedDistilBertAttention(Mixin):
         """
         (query,) = products((self.q_lin,), rows)
         key, value = products((self.k_lin, self.v_lin), tokens)
+        query, key, value = (split_heads(self, x) for x in (query, key, value))
         return attend_first_rows(self, query, key, value, layout)
 
 
@@ -93,6 +94,7 @@ class FusedFFN(Mixin):
     """The feed-forward part with its first product's bias and GELU in one operator."""
 
     word: ClassVar = "Fused"
+    activation_name: ClassVar = "activation"
     lin1: nn.Module
     lin2: Any
     dropout: Any
@@ -130,34 +132,34 @@ class FusedBlock(Mixin):
         if (
             is_a(attention, FusedDistilBertAttention)
             and attention.config._attn_implementation == NAME
-            and _is_called_for_its_class(attention)
+            and is_called_for_its_class(attention)
+            and not kwargs.get("output_attentions")  # which hooks on attention's output record
         ):
-            context = attention.context(hidden_states, attention_mask, **kwargs)
+            context, _ = attention.context(hidden_states, attention_mask, **kwargs)
             return self.finish(context, hidden_states)
         out, _ = attention(hidden_states, attention_mask=attention_mask, **kwargs)
-        return self.after_attention(_add_norm(self.sa_layer_norm, out, None, hidden_states))
+        return self.after_attention(add_norm(self.sa_layer_norm, out, None, hidden_states))
 
     def finish(self, context: Tensor, rows: Tensor) -> Tensor:
         """From attention, not yet through ``out_lin``, to the end; rows are the residual."""
         x, x_bias = product(self.attention.out_lin, context)
-        return self.after_attention(_add_norm(self.sa_layer_norm, x, x_bias, rows))
+        return self.after_attention(add_norm(self.sa_layer_norm, x, x_bias, rows))
 
     def after_attention(self, x: Tensor) -> Tensor:
         """The block's second half."""
         ffn, norm = self.ffn, self.output_layer_norm
         in_parts = (
             stock_of(ffn) is modeling_distilbert.FFN
-            and _is_called_for_its_class(ffn)
+            and is_called_for_its_class(ffn)
             and not ffn.chunk_size_feed_forward
-            and is_plain(ffn.dropout, nn.Dropout)
-            and ffn.dropout.p < 1.0
+            and drops_plainly(ffn.dropout)
         )
         if not in_parts:
-            return _add_norm(norm, ffn(x), None, x)
+            return add_norm(norm, ffn(x), None, x)
         middle = ffn.middle(x) if isinstance(ffn, FusedFFN) else ffn.activation(ffn.lin1(x))
         y, y_bias = product(ffn.lin2, middle)
         p = ffn.dropout.p if ffn.dropout.training else 0.0
-        return _add_norm(norm, y, y_bias, x, p)
+        return add_norm(norm, y, y_bias, x, p)
 
 
 class FirstRowsBlock(FirstRowsLayer):
@@ -189,20 +191,3 @@ class FirstRowsFusedBlock(FirstRowsLayer, FusedBlock):
     def first_rows_attention(self) -> Any:
         """The block's attention."""
         return self.attention
-
-
-def _is_called_for_its_class(module: nn.Module) -> bool:
-    """Whether a call does what the module's class says: no hook sees it, no wrapper is in place."""
-    return not is_watched(module) and "forward" not in module.__dict__
-
-
-def _add_norm(
-    norm: Any, x: Tensor, x_bias: Tensor | None, residual: Tensor, p: float = 0.0
-) -> Tensor:
-    """LayerNorm of ``dropout(x + x_bias) + residual``, in one operator where there is one."""
-    if is_plain(norm, nn.LayerNorm) and norm.bias is not None and serves_norm(norm, x):
-        return dropout_add_layer_norm(
-            x, residual, norm.weight, norm.bias, norm.eps, p, x_bias=x_bias
-        )
-    x = x if x_bias is None else x + x_bias
-    return norm(F.dropout(x, p) + residual)

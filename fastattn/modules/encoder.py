@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.bert import modeling_bert
 
 from fastattn.integrations.transformers import NAME
@@ -19,7 +19,9 @@ from fastattn.ops.padding import (
     PackedLayout,
     dense_layout,
     gather_rows,
+    has_gaps,
     packed_layout,
+    packed_rows,
     pad_input,
 )
 
@@ -30,6 +32,9 @@ HAS_ATTENTION_INTERFACE = not hasattr(modeling_bert, "BertSdpaSelfAttention")
 
 # The keyword by which a head tells the encoder that it reads no row but the first of each sequence.
 ONLY_FIRST_ROWS = "only_first_rows"
+
+# The keyword by which a head tells the encoder that it reads rows of padding.
+KEEP_PADDING = "keep_padding"
 
 
 class UnpaddedEncoder(Mixin):
@@ -42,8 +47,12 @@ class UnpaddedEncoder(Mixin):
     """
 
     word: ClassVar = "Unpadded"
-    layer: nn.ModuleList
+    config: Any
 
+    # Whether masks are added to the scores: 0 where there is a token, the least number elsewhere.
+    mask_is_added = not HAS_ATTENTION_INTERFACE
+    # Whether two tokens must be as far apart without padding as with it.
+    keeps_distances = False
     # Whether the model reads the first row of each sequence even where that row is padding.
     first_row_is_read = False
 
@@ -60,11 +69,15 @@ class UnpaddedEncoder(Mixin):
         mask arrives as. Any other mask says more than which rows are padding: all rows run.
         """
         only_first_rows = kwargs.pop(ONLY_FIRST_ROWS, False) and self._may_leave_out_rows()
-        mask = _padding_mask(attention_mask, hidden_states, kwargs)
+        keep_padding = kwargs.pop(KEEP_PADDING, False)
+        mask = self._padding_mask(attention_mask, hidden_states, kwargs)
         has_padding, layout = False, None
         if mask is not None:
-            has_padding, layout = _layout(mask, self.first_row_is_read)
-        if only_first_rows and not has_padding and (attention_mask is None or mask is not None):
+            has_padding, layout = _layout(mask, self.first_row_is_read, self.keeps_distances)
+            layout = None if keep_padding else layout
+        # A bias by distance is smaller for packed sequences, even where nothing is removed.
+        is_worth_it = only_first_rows or self.keeps_distances
+        if is_worth_it and not has_padding and (attention_mask is None or mask is not None):
             layout = dense_layout(hidden_states)
         if layout is not None:
             # A sequence without tokens has no first row.
@@ -72,17 +85,26 @@ class UnpaddedEncoder(Mixin):
             layout = layout._replace(only_first_rows=only_first_rows)
             return self._forward_packed(hidden_states, layout, *args, **kwargs)
         if mask is not None:
-            attention_mask = mask[:, None, None, :] if has_padding else None
-        return super().forward(hidden_states, attention_mask, *args, **kwargs)
+            attention_mask = self._stock_mask(mask) if has_padding else None
+        return self.forward_padded(hidden_states, attention_mask, *args, **kwargs)
+
+    def _stock_mask(self, mask: Tensor) -> Tensor:
+        """Returns a (batch, seqlen) mask in a form that the layers take."""
+        return mask[:, None, None, :]
+
+    def forward_padded(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The stock encoder."""
+        return super().forward(hidden_states, *args, **kwargs)
 
     def _forward_packed(
         self, hidden_states: Tensor, layout: PackedLayout, *args: Any, **kwargs: Any
     ) -> Any:
         """Runs the stock layers on (1, total, hidden)."""
-        tokens = hidden_states.flatten(0, 1)
-        if layout.total < tokens.shape[0]:
-            tokens = gather_rows(tokens, layout.indices)
-        outputs = super().forward(tokens[None], layout, *args, **kwargs)
+        tokens = packed_rows(hidden_states, layout)
+        rotation = kwargs.get("position_embeddings")
+        if rotation is not None:
+            kwargs["position_embeddings"] = tuple(packed_rows(x, layout) for x in rotation)
+        outputs = super().forward(tokens, layout, *args, **kwargs)
         indices = layout.indices
         if layout.only_first_rows:
             indices = indices.index_select(0, layout.first_rows)
@@ -92,10 +114,29 @@ class UnpaddedEncoder(Mixin):
         outputs.last_hidden_state = padded
         return outputs
 
+    def _padding_mask(
+        self, mask: Tensor | None, hidden_states: Tensor, kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """Returns (batch, seqlen), True = token, if the mask says just that, else None."""
+        if mask is None or mask.ndim != 4 or kwargs.get("past_key_values") is not None:
+            return None
+        batch_size, seqlen = hidden_states.shape[:2]
+        if tuple(mask.shape) != (batch_size, 1, 1, seqlen):
+            return None
+        if (mask.dtype != torch.bool) != self.mask_is_added:
+            return None  # not the mask that this model makes of a 2-D one
+        mask = mask[:, 0, 0]
+        if mask.dtype == torch.bool:
+            return mask
+        if HAS_ATTENTION_INTERFACE and self.config._attn_implementation != NAME:
+            return None  # the same mask for every attention, and another was chosen since
+        return mask == 0
+
     def _may_leave_out_rows(self) -> bool:
         """Whether the last layer can, and nobody but the encoder's caller sees its rows."""
-        last: Any = self.layer[-1]
-        if not is_a(last, FirstRowsLayer):
+        layers = getattr(self, "layer", None)
+        last: Any = layers[-1] if layers else None
+        if last is None or not is_a(last, FirstRowsLayer):
             return False
         attention = last.first_rows_attention
         if not is_a(attention, Mixin) or attention.config._attn_implementation != NAME:
@@ -117,6 +158,10 @@ class FirstRowsLayer(Mixin):
         """The layer's attention, which has ``forward_first_rows``."""
         raise NotImplementedError
 
+    def attend(self, rows: Tensor, tokens: Tensor, layout: PackedLayout, **kwargs: Any) -> Tensor:
+        """Attention of the first row of each sequence over all of its rows: (batch, hidden)."""
+        return self.first_rows_attention.forward_first_rows(rows, tokens, layout)
+
     def finish(self, context: Tensor, rows: Tensor) -> Tensor:
         """The layer after attention, row by row."""
         raise NotImplementedError
@@ -134,27 +179,14 @@ class FirstRowsLayer(Mixin):
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         tokens = hidden_states[0]
         rows = gather_rows(tokens, layout.first_rows)
-        context = self.first_rows_attention.forward_first_rows(rows, tokens, layout)
+        context = self.attend(rows, tokens, layout, **kwargs)
         return self.finish(context[None], rows[None])
 
 
-def _padding_mask(
-    mask: Tensor | None, hidden_states: Tensor, kwargs: dict[str, Any]
-) -> Tensor | None:
-    """Returns (batch, seqlen), True = token, if the mask says just that, else None."""
-    if mask is None or mask.ndim != 4 or kwargs.get("past_key_values") is not None:
-        return None
-    batch_size, seqlen = hidden_states.shape[:2]
-    if tuple(mask.shape) != (batch_size, 1, 1, seqlen):
-        return None
-    if (mask.dtype == torch.bool) != HAS_ATTENTION_INTERFACE:
-        return None  # not the mask that this version makes of a 2-D one
-    mask = mask[:, 0, 0]
-    return mask if mask.dtype == torch.bool else mask == 0
-
-
 @torch.compiler.disable
-def _layout(mask: Tensor, first_row_is_read: bool) -> tuple[bool, PackedLayout | None]:
+def _layout(
+    mask: Tensor, first_row_is_read: bool, keeps_distances: bool
+) -> tuple[bool, PackedLayout | None]:
     """Returns whether there is padding, and the layout without it if it is to be removed.
 
     What depends on the mask's values is here, in one place: a compiler cannot trace it.
@@ -165,5 +197,7 @@ def _layout(mask: Tensor, first_row_is_read: bool) -> tuple[bool, PackedLayout |
     if layout.total == 0:
         return True, None  # the stock layers cannot reshape zero rows
     if first_row_is_read and bool((mask.any(dim=1) & ~mask[:, 0]).any()):
+        return True, None
+    if keeps_distances and has_gaps(mask):
         return True, None
     return True, layout

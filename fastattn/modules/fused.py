@@ -57,6 +57,11 @@ def is_watched(module: nn.Module, but: Collection[int] = ()) -> bool:
     )
 
 
+def is_called_for_its_class(module: nn.Module) -> bool:
+    """Whether a call does what the module's class says: no hook sees it, no wrapper is in place."""
+    return not is_watched(module) and "forward" not in module.__dict__
+
+
 def serves_norm(norm: nn.LayerNorm, x: Tensor) -> bool:
     """Whether there are kernels for dropout, residual and a LayerNorm, on the device of x."""
     return is_fused(layer_norm.OP, x, norm.normalized_shape[-1])
@@ -65,6 +70,13 @@ def serves_norm(norm: nn.LayerNorm, x: Tensor) -> bool:
 def serves_gelu(dense: Any, x: Tensor) -> bool:
     """Whether there are kernels for the GELU of a linear layer's output, on the device of x."""
     return is_fused(gelu.OP, x, getattr(dense, "out_features", x.shape[-1]))
+
+
+def applied(dense: Any, x: Tensor) -> Tensor:
+    """Returns the output of a linear layer, on the faster of torch's product and ours."""
+    if is_plain(dense, nn.Linear):
+        return linear(x, dense.weight, dense.bias)
+    return dense(x)
 
 
 def product(dense: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -89,6 +101,23 @@ def computes_gelu(activation: Any) -> bool:
     return type(activation) is GELUActivation and activation.act is F.gelu
 
 
+def drops_plainly(dropout: Any) -> bool:
+    """Whether a module drops elements as :func:`dropout_add_layer_norm` does."""
+    return is_plain(dropout, nn.Dropout) and dropout.p < 1.0
+
+
+def add_norm(
+    norm: Any, x: Tensor, x_bias: Tensor | None, residual: Tensor, p: float = 0.0
+) -> Tensor:
+    """LayerNorm of ``dropout(x + x_bias) + residual``, in one operator where there is one."""
+    if is_plain(norm, nn.LayerNorm) and norm.bias is not None and serves_norm(norm, x):
+        return dropout_add_layer_norm(
+            x, residual, norm.weight, norm.bias, norm.eps, p, x_bias=x_bias
+        )
+    x = x if x_bias is None else x + x_bias
+    return norm(F.dropout(x, p) + residual)
+
+
 class FusedOutput(Mixin):
     """The end of each half of a layer."""
 
@@ -102,9 +131,8 @@ class FusedOutput(Mixin):
         norm, dropout = self.LayerNorm, self.dropout
         fused = (
             is_plain(norm, nn.LayerNorm)
-            and is_plain(dropout, nn.Dropout)
             and norm.bias is not None
-            and dropout.p < 1.0
+            and drops_plainly(dropout)
             and serves_norm(norm, hidden_states)
         )
         if not fused:
@@ -120,6 +148,7 @@ class FusedIntermediate(Mixin):
     """The middle of a layer's feed-forward part."""
 
     word: ClassVar = "Fused"
+    activation_name: ClassVar = "intermediate_act_fn"
     dense: nn.Module
     intermediate_act_fn: nn.Module
 

@@ -12,12 +12,12 @@ Where one would, the batch keeps its padding, so that the loss and every gradien
 - the loss of question answering is a softmax over all rows;
 - the loss of token-level heads reads padding rows that are labelled other than -100.
 
-``unpad=True`` removes padding there as well; ``unpad=False`` never does.
+``unpad=True`` removes padding there as well; ``unpad=False`` never does. Where a window or a bias
+counts the distance of two tokens, padding between them is part of it, and always stays.
 """
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from fastattn.modules.bert import LegacySelfAttention
 from fastattn.modules.combined import combined, stock_of
-from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, UnpaddedEncoder
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, KEEP_PADDING
 from fastattn.ops.padding import packed_layout, pad_input
-from fastattn.patching import families
+from fastattn.patching import families, packed_inputs
+from fastattn.patching.arguments import argument, with_argument
 from fastattn.patching.attention_only import SERVED, switch_attention
 from fastattn.patching.bert_layers import compute_first_rows, fuse_layers, project_together
 from fastattn.patching.changes import (
@@ -38,7 +39,7 @@ from fastattn.patching.changes import (
     keep_hook,
     settle,
 )
-from fastattn.patching.families import Family, RowLoss
+from fastattn.patching.family import Family, RowLoss
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
 
@@ -51,6 +52,7 @@ def patch_body(target: Target) -> list[LayerReport]:
     assert family is not None  # the registry sends no other body here
     settle(target.body, {"unpad": target.unpad, "fuse": target.fuse})
     attention = _patch_attention(target, family)
+    projections = project_together(target, family)
     reason = _not_unpaddable(target, family, attention)
     what = REPLACED if reason is None else LEFT
     if reason is None:
@@ -58,13 +60,14 @@ def patch_body(target: Target) -> list[LayerReport]:
         reason = _unpadded(target, family)
     encoder = LayerReport(
         ".".join(part for part in (target.name, family.encoder_name) if part),
-        stock_name(getattr(target.body, family.encoder_name)),
+        stock_name(family.encoder(target.body)),
         what,
         reason,
     )
     return [
         encoder,
         *attention,
+        *projections,
         *fuse_layers(target, family),
         *compute_first_rows(target, family, unpadded=what == REPLACED),
     ]
@@ -74,37 +77,47 @@ def _patch_attention(target: Target, family: Family) -> list[LayerReport]:
     """Serves the attention layers; returns an entry for each."""
     if family.attention is not None:
         report = switch_attention(target)
-        project_together(target, family)
+        for _, layer in target.attention:
+            if family.adds_mask and not hasattr(layer, "is_causal"):
+                change_attribute(layer, "is_causal", False)  # without a mask it counts as causal
         return report
     reason = _not_served_without_interface(target, family)
     if reason is not None:
         return target.report_attention(LEFT, reason)
     for _, layer in target.attention:
-        change_class(layer, combined(LegacySelfAttention, stock_of(layer)))
+        change_class(layer, combined(family.own_attention or LegacySelfAttention, stock_of(layer)))
+    if family.own_attention:
+        return target.report_attention(REPLACED, SERVED)
     # Anything but "sdpa" makes the model hand down one mask row for all queries.
     change_attribute(target.body, "attn_implementation", "fastattn")
     return target.report_attention(REPLACED, SERVED)
 
 
 def _not_served_without_interface(target: Target, family: Family) -> str | None:
-    """Returns why the model of Transformers 4.x cannot be served, or None."""
+    """Returns why attention that does not call the interface cannot be served, or None."""
     config = target.body.config
-    if config.is_decoder:
-        kind = type(target.body).__name__.removesuffix("Model").upper()
-        return f"a {kind} decoder needs Transformers 5, where {kind} has an attention interface"
-    if config.position_embedding_type != "absolute":
-        return f"position_embedding_type is {config.position_embedding_type}, not absolute"
     own = [
         type(layer).__name__
         for _, layer in target.attention
         if stock_of(layer) not in family.legacy_attention
     ]
-    return f"{own[0]} is an attention of its own" if own else None
+    if own:
+        return f"{own[0]} is an attention of its own"
+    if family.own_attention:
+        return None
+    if config.is_decoder:
+        kind = type(target.body).__name__.removesuffix("Model").upper()
+        return f"a {kind} decoder needs Transformers 5, where {kind} has an attention interface"
+    if config.position_embedding_type != "absolute":
+        return f"position_embedding_type is {config.position_embedding_type}, not absolute"
+    return None
 
 
 def _not_unpaddable(target: Target, family: Family, attention: list[LayerReport]) -> str | None:
     """Returns why the padding around the encoder stays, or None."""
     body = target.body
+    if family.never_unpadded:
+        return f"not unpadded: {family.never_unpadded}"
     if target.unpad is False:
         return "not unpadded: unpad=False"
     if any(layer.what == LEFT for layer in attention):
@@ -113,22 +126,28 @@ def _not_unpaddable(target: Target, family: Family, attention: list[LayerReport]
         return "not unpadded: a decoder's masks and caches are laid out for the padded batch"
     if getattr(body.config, "chunk_size_feed_forward", 0):
         return "not unpadded: chunk_size_feed_forward cuts the padded batch"
-    encoder = getattr(body, family.encoder_name)
-    parts = [encoder]
-    for layer in encoder.layer:
-        parts += [layer, getattr(layer, "attention", None)]
-        parts.append(getattr(parts[-1], "self", parts[-1]))
     stock = family.parts | family.legacy_attention
-    own = [type(part).__name__ for part in parts if stock_of(part) not in stock]
+    own = [type(part).__name__ for part in _parts(body, family) if stock_of(part) not in stock]
     if own:
         return f"not unpadded: {own[0]} may need the padded batch"
     if target.unpad is None:
-        readers = [getattr(body, "pooler", None)]
-        readers += [family.reader(head, body) for head in target.heads]
-        for reader in readers:
-            if reader is not None and not family.is_stock_reader(reader):
+        for reader in family.readers_of(body, target.heads):
+            if not family.is_stock_reader(reader):
                 return f"not unpadded: {type(reader).__name__} may read rows of padding"
     return None
+
+
+def _parts(body: Any, family: Family) -> list[nn.Module]:
+    """Returns the encoder and what in it runs on hidden states, down to attention."""
+    parts = [family.encoder(body)]
+    convolution = getattr(parts[0], "conv", None)  # over neighbours, in some of DeBERTa's
+    parts += [] if convolution is None else [convolution]
+    for layer in family.layers(body):
+        parts.append(layer)
+        for inner in getattr(layer, family.inner_layers_name or "", (layer,)):
+            attention = getattr(inner, family.attention_name, None)
+            parts += [inner, attention, getattr(attention, "self", attention)]
+    return parts
 
 
 def _first_row_is_read(target: Target, family: Family) -> str | None:
@@ -137,7 +156,7 @@ def _first_row_is_read(target: Target, family: Family) -> str | None:
         return "the pooler reads"
     if not target.heads:
         return "a head may read"
-    others = [head for head in target.heads if not isinstance(head, family.all_row_heads)]
+    others = [head for head in target.heads if not family.reads_tokens_alone(head)]
     return "the head reads" if others else None
 
 
@@ -153,26 +172,48 @@ def _unpadded(target: Target, family: Family) -> str:
                 exceptions.append("start_positions are given: that loss reads padding rows")
             else:
                 exceptions.append("padding rows have labels other than -100")
-    layers = getattr(target.body, family.encoder_name).layer
-    text = f"padding removed once around {len(layers)} layers"
+    if family.counts_distances:
+        exceptions.append(f"padding lies inside a sequence: {family.counts_distances}")
+    text = f"padding removed once around {target.body.config.num_hidden_layers} layers"
     return text + (f", kept if {', or '.join(exceptions)}" if exceptions else "")
 
 
 def _remove_padding(target: Target, family: Family) -> None:
     body, exact = target.body, target.unpad is None
-    encoder = getattr(body, family.encoder_name)
-    change_class(encoder, combined(UnpaddedEncoder, stock_of(encoder)))
     first_row_is_read = exact and _first_row_is_read(target, family) is not None
+    if family.encoder_name:
+        _unpad_encoder(body, family, first_row_is_read)
+    else:
+        _pack_inputs(body, first_row_is_read)
+    for head, loss in _row_losses(target, family).items():
+        if exact and not has_hook(head, "loss"):
+            hook = _KeepRowsTheLossReads(loss, family.says_keep_by)
+            keep_hook(head, "loss", head.register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def _unpad_encoder(body: Any, family: Family, first_row_is_read: bool) -> None:
+    """Removes padding between a body's embeddings and its encoder."""
+    encoder = family.encoder(body)
+    change_class(encoder, combined(family.unpadded_encoder, stock_of(encoder)))
     change_attribute(encoder, "first_row_is_read", first_row_is_read)
+    if family.adds_mask:
+        change_attribute(encoder, "mask_is_added", True)
     if not has_hook(body, "mask"):
         handle = body.register_forward_pre_hook(_keep_what_masks_say, with_kwargs=True)
         keep_hook(body, "mask", handle)
         handle = body.register_forward_hook(_pad_hidden_states, with_kwargs=True, prepend=True)
         keep_hook(body, "hidden_states", handle)
-    for head, loss in _row_losses(target, family).items():
-        if exact and not has_hook(head, "loss"):
-            hook = _KeepRowsTheLossReads.of(head, loss)
-            keep_hook(head, "loss", head.register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def _pack_inputs(body: Any, first_row_is_read: bool) -> None:
+    """Removes padding from the inputs of a body that has no encoder."""
+    hook = packed_inputs.PackInputs(first_row_is_read)
+    keep_hook(body, "inputs", body.register_forward_pre_hook(hook, with_kwargs=True))
+    if not has_hook(body, "hidden_states"):
+        handle = body.register_forward_hook(
+            packed_inputs.pad_outputs, with_kwargs=True, prepend=True
+        )
+        keep_hook(body, "hidden_states", handle)
 
 
 def _row_losses(target: Target, family: Family) -> dict[Any, RowLoss]:
@@ -190,16 +231,21 @@ def _keep_what_masks_say(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Before a body: spreads a user's mask of one row per sequence over all queries.
 
-    The encoder removes padding for (batch, 1, 1, seqlen) masks, which it gets for 2-D ones. Who
-    passes a mask of scores gets every row of it.
+    The encoder removes padding for (batch, 1, 1, seqlen) masks, which it gets for 2-D ones: from
+    the body, or where that makes others, from here. Who passes a mask of scores gets every row of
+    it.
     """
-    mask = _argument(args, kwargs, 1, "attention_mask")
+    mask = argument(body, args, kwargs, "attention_mask")
+    family = families.of(body)
+    if isinstance(mask, Tensor) and mask.ndim == 2 and family and family.hands_mask_on:
+        ready = (mask != 0)[:, None, None, :]
+        return with_argument(body, args, kwargs, "attention_mask", ready)
     if not isinstance(mask, Tensor) or mask.ndim < 3 or mask.shape[-2] != 1:
         return None
     if kwargs.get("past_key_values") is not None:
         return None
     full = mask.expand(*mask.shape[:-2], mask.shape[-1], mask.shape[-1])
-    return _with_argument(args, kwargs, 1, "attention_mask", full)
+    return with_argument(body, args, kwargs, "attention_mask", full)
 
 
 def _pad_hidden_states(
@@ -214,7 +260,7 @@ def _pad_hidden_states(
     states = next((x for x in values if isinstance(x, tuple) and _are_packed(x, last)), None)
     if states is None:
         return None
-    mask = _argument(args, kwargs, 1, "attention_mask")
+    mask = argument(body, args, kwargs, "attention_mask")
     indices = packed_layout(mask).indices
     batch_size, seqlen = last.shape[:2]
     padded = tuple(
@@ -245,30 +291,27 @@ class _KeepRowsTheLossReads:
     """
 
     loss: RowLoss
-    label_position: int
-    mask_position: int
-
-    @classmethod
-    def of(cls, head: Any, loss: RowLoss) -> _KeepRowsTheLossReads:
-        """Returns the hook for a head, with the places of its arguments."""
-        names = list(inspect.signature(head.forward).parameters)
-        return cls(loss, names.index(loss.label), names.index("attention_mask"))
+    says_keep_by: str
 
     def __call__(
         self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        labels = _argument(args, kwargs, self.label_position, self.loss.label)
-        mask = _argument(args, kwargs, self.mask_position, "attention_mask")
+        labels = argument(head, args, kwargs, self.loss.label)
+        mask = argument(head, args, kwargs, "attention_mask")
         if labels is None or mask is None or mask.ndim != 2:
             return None
         is_token = mask != 0
         if not self._reads_padding(labels, is_token):
             return None
+        if self.says_keep_by == "keyword":
+            return args, {**kwargs, KEEP_PADDING: True}
+        if self.says_keep_by == "column":
+            return with_argument(head, args, kwargs, "attention_mask", mask[:, :, None])
         batch_size, seqlen = mask.shape
         # A mask with a row for each query is taken as it is, and keeps all rows.
         full = is_token[:, None, :].expand(batch_size, seqlen, seqlen)
         full = full[:, None] if HAS_ATTENTION_INTERFACE else full.to(torch.float32)
-        return _with_argument(args, kwargs, self.mask_position, "attention_mask", full)
+        return with_argument(head, args, kwargs, "attention_mask", full)
 
     def _reads_padding(self, labels: Tensor, is_token: Tensor) -> bool:
         """Whether a row of padding is scored."""
@@ -278,17 +321,3 @@ class _KeepRowsTheLossReads:
         if self.loss.of_next:
             has_label, is_token = has_label[:, 1:], is_token[:, :-1]
         return bool((has_label & ~is_token).any())
-
-
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:
-    """Returns an argument of a forward call, given by position or by name."""
-    return args[position] if position < len(args) else kwargs.get(name)
-
-
-def _with_argument(
-    args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, value: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns the arguments of a forward call with one of them changed."""
-    if position < len(args):
-        return (*args[:position], value, *args[position + 1 :]), kwargs
-    return args, {**kwargs, name: value}

@@ -116,8 +116,11 @@ def has_hook(module: nn.Module, name: str) -> bool:
 
 
 def keep_hook(module: nn.Module, name: str, handle: RemovableHandle) -> None:
-    """Records a hook under a name."""
-    _changes(module).hooks[name] = handle
+    """Records a hook under a name; removes the one that was there."""
+    hooks = _changes(module).hooks
+    if name in hooks:
+        hooks[name].remove()
+    hooks[name] = handle
 
 
 def own_hooks(module: nn.Module) -> set[int]:

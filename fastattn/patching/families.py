@@ -1,127 +1,92 @@
 """The families of encoders that get everything: what their parts are called, and what heads read.
 
-All but DistilBERT build their layers as BERT does, under names that begin with their own. So a
-family is described by the file of its model and that beginning; what a model lacks is skipped.
+All but a few build their layers as BERT does, under names that begin with their own. So a family
+is described by the file of its model and that beginning; what a model lacks is skipped.
+
+What a family needs is imported when it is described: Transformers loads each model's file when it
+is first used, and who patches BERT shall not wait for the files of all others.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from fastattn.modules import bert, distilbert
-from fastattn.modules.combined import Mixin, combined, stock_of
-from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, FirstRowsLayer
+from fastattn.integrations.transformers import layer_calls_attention_interface
+from fastattn.modules import bert
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
 from fastattn.modules.fused import FusedIntermediate, FusedOutput
-from fastattn.patching.fusions import GELU, LAYER_NORM
+from fastattn.patching.family import Family, all_row_heads, row_losses
+from fastattn.patching.fusions import GELU, LAYER_NORM, LINEAR
 
-# File under transformers.models -> the beginning of its classes' names.
-_LIKE_BERT = {
-    "bert.modeling_bert": "Bert",
-    "roberta.modeling_roberta": "Roberta",
-    "xlm_roberta.modeling_xlm_roberta": "XLMRoberta",
-    "camembert.modeling_camembert": "Camembert",
-    "electra.modeling_electra": "Electra",
-    "data2vec.modeling_data2vec_text": "Data2VecText",
-}
-_DISTILBERT = "distilbert.modeling_distilbert"
 _MODELS = "transformers.models."
 
-
-@dataclass(frozen=True)
-class RowLoss:
-    """A head's loss over rows: it reads every row with a label."""
-
-    label: str  # the argument that asks for the loss
-    of_next: bool = False  # whether row i is scored against label i + 1
-
-
-@dataclass(frozen=True)
-class Family:
-    """One family's classes."""
-
-    encoder_name: str  # the body's attribute
-    parts: frozenset[type[nn.Module]]  # of the encoder down to attention, which run without padding
-    attention: type[nn.Module] | None  # calls the interface; None in Transformers 4.x
-    fused_attention: type[Mixin]
-    legacy_attention: frozenset[type[nn.Module]]  # those of Transformers 4.x that can be served
-    first_rows_layer: type[FirstRowsLayer]
-    first_rows_fused_layer: type[FirstRowsLayer]  # of a layer that is fused as a whole
-    # Stock class -> the name of its fusion, and the mixin that fuses it.
-    fusions: Mapping[type[nn.Module], tuple[str, type[Mixin]]]
-    row_losses: Mapping[type[nn.Module], RowLoss]
-    # Head that reads the first row of each sequence -> the part of it, or of its body, that does
-    # so, by name; None for the head's own forward.
-    first_row_heads: Mapping[type[nn.Module], str | None]
-    all_row_heads: tuple[type[nn.Module], ...]  # that treat every row alike
-    readers: frozenset[type[nn.Module]]  # the stock classes of the parts that are named
-
-    def last_layer(self, body: Any) -> Any:
-        """Returns the last layer of a body's encoder."""
-        return getattr(body, self.encoder_name).layer[-1]
-
-    def with_first_rows(self, layer: nn.Module) -> type[nn.Module]:
-        """Returns the class of a last layer that can leave out rows, fused as it is now."""
-        stock = stock_of(layer)
-        is_fused = stock in self.fusions and isinstance(layer, self.fusions[stock][1])
-        mixin = self.first_rows_fused_layer if is_fused else self.first_rows_layer
-        return combined(mixin, stock)
-
-    def reader(self, head: Any, body: Any) -> nn.Module | None:
-        """Returns the part that picks the first rows for a head, or None if there is none."""
-        name = self.first_row_heads.get(type(head))
-        return getattr(head, name, None) or getattr(body, name, None) if name else None
-
-    def is_stock_reader(self, reader: nn.Module) -> bool:
-        """Whether a part reads the first row of each sequence, and nothing else."""
-        # PEFT wraps the parts of a head that it trains in full.
-        reader = getattr(reader, "original_module", reader)
-        summary = getattr(reader, "summary_type", "first")
-        return type(reader) in self.readers and summary == "first"
+Find = Callable[..., tuple[type[nn.Module], ...]]
 
 
 def of(body: nn.Module) -> Family | None:
     """Returns the family of a body, or None if it has none. Subclasses count as well."""
+    file = _file(body)
+    return None if file is None else _described(file)
+
+
+def needs_newer(body: nn.Module) -> bool:
+    """Whether the body has a family in newer versions of Transformers, but not in this one."""
+    return _file(body) is not None and of(body) is None
+
+
+def _file(body: nn.Module) -> str | None:
+    """Returns the file of a family that the body is of, or None."""
     for cls in type(body).__mro__:
         file = cls.__module__.removeprefix(_MODELS)
-        if cls.__name__ == _LIKE_BERT.get(file, "") + "Model":
-            return _like_bert(file, _LIKE_BERT[file])
-        # In Transformers 4.x its layers have another shape, and so do its masks.
-        if (file, cls.__name__) == (_DISTILBERT, "DistilBertModel") and HAS_ATTENTION_INTERFACE:
-            return _distilbert()
+        if file in _FAMILIES and cls.__name__ == _FAMILIES[file][0] + "Model":
+            return file
     return None
 
 
 @functools.cache
-def _like_bert(file: str, prefix: str) -> Family:
-    """Describes a family that builds its layers as BERT does."""
+def _described(file: str) -> Family | None:
+    """Describes the family whose classes are in a file; None if they are of another shape here."""
+    prefix, describe, needs_interface = _FAMILIES[file]
+    # In Transformers 4.x these have layers of other shapes, or make other masks.
+    if needs_interface and not HAS_ATTENTION_INTERFACE:
+        return None
     modeling = importlib.import_module(_MODELS + file)
 
     def find(*ends: str) -> tuple[type[nn.Module], ...]:
         found = (getattr(modeling, prefix + end, None) for end in ends)
         return tuple(cls for cls in found if cls is not None)
 
-    attention, *other_attention = find("SelfAttention", "SdpaSelfAttention")
-    self_output, output, intermediate = find("SelfOutput", "Output", "Intermediate")
-    return Family(
-        encoder_name="encoder",
-        parts=frozenset((*find("Encoder", "Layer", "Attention"), attention)),
-        attention=attention if HAS_ATTENTION_INTERFACE else None,
+    return describe(find, modeling)
+
+
+def _takes(cls: Any, name: str) -> bool:
+    """Whether a class's forward has an argument of this name."""
+    return name in inspect.signature(cls.forward).parameters
+
+
+def _like_bert(find: Find, modeling: Any, **differences: Any) -> Family:
+    """Describes a family that builds its layers as BERT does."""
+    attention = find("SelfAttention", "SdpaSelfAttention")
+    calls_interface = HAS_ATTENTION_INTERFACE and len(attention) == 1
+    ends = find("SelfOutput", "Output")
+    same: dict[str, Any] = dict(
+        parts=frozenset((*find("Encoder", "Layer", "Attention"), *attention[:1])),
+        attention=attention[0] if calls_interface else None,
         fused_attention=bert.FusedSelfAttention,
-        legacy_attention=frozenset((attention, *other_attention)),
+        legacy_attention=frozenset(attention),
         first_rows_layer=bert.FirstRowsBertLayer,
         first_rows_fused_layer=bert.FirstRowsBertLayer,
         fusions={
-            self_output: (LAYER_NORM, FusedOutput),
-            output: (LAYER_NORM, FusedOutput),
-            intermediate: (GELU, FusedIntermediate),
+            **dict.fromkeys(ends, ((LAYER_NORM, FusedOutput),)),
+            **dict.fromkeys(find("Intermediate"), ((GELU, FusedIntermediate),)),
         },
-        row_losses=_row_losses(find),
+        row_losses=row_losses(find),
         first_row_heads={
             **dict.fromkeys(find("ForNextSentencePrediction"), "pooler"),
             **dict.fromkeys(
@@ -133,64 +98,203 @@ def _like_bert(file: str, prefix: str) -> Family:
                 "sequence_summary" if find("SequenceSummary") else "pooler",
             ),
         },
-        all_row_heads=_all_row_heads(find),
+        all_row_heads=all_row_heads(find),
         readers=frozenset(find("Pooler", "ClassificationHead", "SequenceSummary")),
+    )
+    return Family(**same | differences)
+
+
+def _layoutlm(find: Find, modeling: Any) -> Family:
+    """Describes LayoutLM, whose layers are BERT's and whose masks are not."""
+    return _like_bert(find, modeling, adds_mask=True, says_keep_by="keyword")
+
+
+def _esm(find: Find, modeling: Any) -> Family | None:
+    """Describes ESM, whose layers are cut as BERT's are, and compute other things."""
+    from fastattn.modules import esm
+
+    if not _takes(modeling.EsmSelfAttention, "position_embeddings"):
+        return None  # in Transformers 5.0 attention rotates by the places of rows
+    (intermediate,) = find("Intermediate")
+    ends = find("SelfOutput", "Output")
+    return _like_bert(
+        find,
+        modeling,
+        fused_attention=esm.FusedEsmSelfAttention,
+        first_rows_layer=esm.FirstRowsEsmLayer,
+        first_rows_fused_layer=esm.FirstRowsEsmLayer,
+        # Its LayerNorms stand before each half, where there is no sum to fuse them with.
+        fusions={
+            intermediate: ((GELU, esm.FusedEsmIntermediate),),
+            **dict.fromkeys(ends, ((LINEAR, esm.FusedEsmOutput),)),
+        },
     )
 
 
-@functools.cache
-def _distilbert() -> Family:
+def _distilbert(find: Find, modeling: Any) -> Family:
     """Describes DistilBERT, whose attention holds its output's projection."""
-    modeling: Any = importlib.import_module(_MODELS + _DISTILBERT)
+    from fastattn.modules import distilbert
 
-    def find(*ends: str) -> tuple[type[nn.Module], ...]:
-        found = (getattr(modeling, "DistilBert" + end, None) for end in ends)
-        return tuple(cls for cls in found if cls is not None)
-
+    (attention,) = find("SelfAttention")
     return Family(
         encoder_name="transformer",
-        parts=frozenset(
-            (modeling.Transformer, modeling.TransformerBlock, modeling.DistilBertSelfAttention)
-        ),
-        attention=modeling.DistilBertSelfAttention,
+        parts=frozenset((modeling.Transformer, modeling.TransformerBlock, attention)),
+        attention=attention,
         fused_attention=distilbert.FusedDistilBertAttention,
-        legacy_attention=frozenset(),
         first_rows_layer=distilbert.FirstRowsBlock,
         first_rows_fused_layer=distilbert.FirstRowsFusedBlock,
         fusions={
-            modeling.TransformerBlock: (LAYER_NORM, distilbert.FusedBlock),
-            modeling.FFN: (GELU, distilbert.FusedFFN),
+            modeling.TransformerBlock: ((LAYER_NORM, distilbert.FusedBlock),),
+            modeling.FFN: ((GELU, distilbert.FusedFFN),),
         },
-        row_losses=_row_losses(find),
+        row_losses=row_losses(find),
         first_row_heads=dict.fromkeys(find("ForSequenceClassification", "ForMultipleChoice")),
-        all_row_heads=_all_row_heads(find),
-        readers=frozenset(),
+        all_row_heads=all_row_heads(find),
     )
 
 
-def _row_losses(find: Any) -> dict[type[nn.Module], RowLoss]:
-    """Returns the heads with losses over rows.
+def _albert(find: Find, modeling: Any) -> Family:
+    """Describes ALBERT, which runs one layer, or a few, many times."""
+    from fastattn.modules import albert
 
-    ELECTRA's pretraining is not among them: it chooses its rows by the mask.
+    layer, attention = find("Layer", "Attention")
+    return Family(
+        layers_name="albert_layer_groups",
+        inner_layers_name="albert_layers",
+        parts=frozenset((*find("Transformer", "LayerGroup"), layer, attention)),
+        attention=attention,
+        fused_attention=albert.FusedAlbertAttention,
+        fusions={
+            attention: ((LAYER_NORM, albert.FusedAlbertOutput),),
+            layer: (
+                (GELU, albert.FusedAlbertIntermediate),
+                (LAYER_NORM, albert.FusedAlbertLayerOutput),
+            ),
+        },
+        row_losses=row_losses(find),
+        first_row_heads={},
+        all_row_heads=all_row_heads(find),
+        pooler_name=None,
+    )
+
+
+def _modernbert(find: Find, modeling: Any) -> Family | None:
+    """Describes ModernBERT, which has no encoder around its layers.
+
+    Its query, key and value are one projection already, its LayerNorms stand before each half, and
+    its GELU is multiplied by a gate: what is left is the products.
     """
-    by_label = find("ForTokenClassification", "ForMaskedLM")
-    losses = {cls: RowLoss("labels") for cls in by_label}
-    losses |= {
-        cls: RowLoss("labels")
-        for cls in find("ForPreTraining")
-        if hasattr(cls, "get_output_embeddings") and not cls.__name__.startswith("Electra")
-    }
-    losses |= {cls: RowLoss("labels", of_next=True) for cls in find("LMHeadModel", "ForCausalLM")}
-    return losses | {cls: RowLoss("start_positions") for cls in find("ForQuestionAnswering")}
+    from fastattn.modules import modernbert
 
-
-def _all_row_heads(find: Any) -> tuple[type[nn.Module], ...]:
-    """Returns the heads that treat every row alike. They may have a pooler all the same."""
-    return find(
-        "ForTokenClassification",
-        "ForMaskedLM",
-        "LMHeadModel",
-        "ForCausalLM",
-        "ForQuestionAnswering",
-        "ForPreTraining",
+    if not layer_calls_attention_interface(modeling.ModernBertAttention):
+        return None  # in Transformers 5.0 it has functions of its own
+    attention, mlp = find("Attention", "MLP")
+    return Family(
+        encoder_name="",
+        layers_name="layers",
+        attention_name="attn",
+        parts=frozenset((*find("Model", "EncoderLayer"), attention)),
+        attention=attention,
+        fused_attention=None,
+        fusions={
+            attention: ((LINEAR, modernbert.FusedModernBertAttention),),
+            mlp: ((LINEAR, modernbert.FusedModernBertMLP),),
+        },
+        row_losses=row_losses(find),
+        first_row_heads={},
+        # Multiple choice reads the first token, wherever it is.
+        all_row_heads=(*all_row_heads(find), *find("ForMultipleChoice")),
+        counts_distances="windows count it",
+        says_keep_by="keyword",
     )
+
+
+def _mpnet(find: Find, modeling: Any) -> Family | None:
+    """Describes MPNet, whose attention is its own, with a bias by distance."""
+    from fastattn.modules import mpnet
+
+    if not hasattr(modeling, "create_bidirectional_mask"):
+        return None  # in Transformers 5.0 it takes no mask that was made for it
+    attention, half = find("SelfAttention", "Attention")
+    (output,), (intermediate,) = find("Output"), find("Intermediate")
+    return _like_bert(
+        find,
+        modeling,
+        attention=None,
+        legacy_attention=frozenset((attention,)),
+        own_attention=mpnet.ServedMPNetAttention,
+        fused_attention=mpnet.FusedMPNetProjections,
+        unpadded_encoder=mpnet.UnpaddedMPNetEncoder,
+        first_rows_layer=None,
+        fusions={
+            half: ((LAYER_NORM, mpnet.FusedMPNetOutput),),
+            output: ((LAYER_NORM, FusedOutput),),
+            intermediate: ((GELU, FusedIntermediate),),
+        },
+        counts_distances="the bias counts it",
+        hands_mask_on=True,
+    )
+
+
+def _deberta_v2(find: Find, modeling: Any) -> Family:
+    """Describes DeBERTa-v2 and v3, whose attention is their own, with a bias by content."""
+    from fastattn.modules import deberta_v2
+
+    attention = modeling.DisentangledSelfAttention
+    heads = find("ForSequenceClassification", "ForMultipleChoice")
+    return _like_bert(
+        find,
+        modeling,
+        parts=frozenset(find("Encoder", "Layer", "Attention")),
+        attention=None,
+        legacy_attention=frozenset((attention,)),
+        own_attention=deberta_v2.ServedDisentangledAttention,
+        fused_attention=deberta_v2.FusedDisentangledProjections,
+        unpadded_encoder=deberta_v2.UnpaddedDebertaEncoder,
+        first_rows_layer=None,
+        first_row_heads=dict.fromkeys(heads, "pooler"),
+        readers=frozenset((modeling.ContextPooler,)),
+        counts_distances="the bias counts it",
+        says_keep_by="column",
+    )
+
+
+def _vit(find: Find, modeling: Any) -> Family | None:
+    """Describes ViT, whose batches have no padding."""
+    from fastattn.modules import vit
+
+    if not find("MLP"):
+        return None  # in Transformers 5.0 it is cut as BERT is
+    attention, mlp = find("Attention", "MLP")
+    return Family(
+        encoder_name="",
+        layers_name="layers",
+        parts=frozenset(),
+        attention=attention,
+        fused_attention=vit.FusedViTAttention,
+        fusions={mlp: ((GELU, vit.FusedViTMLP),)},
+        row_losses={},
+        first_row_heads={},
+        all_row_heads=(),
+        never_unpadded="images have no padding",
+    )
+
+
+# File under transformers.models -> the beginning of its classes' names, what describes them, and
+# whether that is true of Transformers 5 alone.
+_FAMILIES: dict[str, tuple[str, Callable[[Find, Any], Family | None], bool]] = {
+    "bert.modeling_bert": ("Bert", _like_bert, False),
+    "roberta.modeling_roberta": ("Roberta", _like_bert, False),
+    "xlm_roberta.modeling_xlm_roberta": ("XLMRoberta", _like_bert, False),
+    "camembert.modeling_camembert": ("Camembert", _like_bert, False),
+    "electra.modeling_electra": ("Electra", _like_bert, False),
+    "data2vec.modeling_data2vec_text": ("Data2VecText", _like_bert, False),
+    "distilbert.modeling_distilbert": ("DistilBert", _distilbert, True),
+    "albert.modeling_albert": ("Albert", _albert, True),
+    "esm.modeling_esm": ("Esm", _esm, True),
+    "modernbert.modeling_modernbert": ("ModernBert", _modernbert, True),
+    "mpnet.modeling_mpnet": ("MPNet", _mpnet, True),
+    "deberta_v2.modeling_deberta_v2": ("DebertaV2", _deberta_v2, True),
+    "vit.modeling_vit": ("ViT", _vit, True),
+    "layoutlm.modeling_layoutlm": ("LayoutLM", _layoutlm, True),
+}
