@@ -21,6 +21,7 @@ from fastattn.ops.padding import (
     gather_rows,
     packed_layout,
     pad_input,
+    sequences_layout,
 )
 
 # In Transformers 4.x BERT and its relatives choose among attention classes and make additive masks;
@@ -30,6 +31,15 @@ HAS_ATTENTION_INTERFACE = not hasattr(modeling_bert, "BertSdpaSelfAttention")
 
 # The keyword by which a head tells the encoder that it reads no row but the first of each sequence.
 ONLY_FIRST_ROWS = "only_first_rows"
+
+# The keywords of a batch without padding, (1, total), as Transformers names them, and the one by
+# which a head asks for (batch, 1, hidden), the first row of each of its sequences.
+CU_SEQLENS = "cu_seq_lens_q"
+MAX_SEQLEN = "max_length_q"
+PACKED = (CU_SEQLENS, "cu_seq_lens_k", MAX_SEQLEN, "max_length_k")
+FIRST_ROWS_OF_PACKED = "first_rows_of_packed"
+# What a head for question answering keeps from its own loss; it passes by here.
+HIDDEN_SPANS = "spans_of_packed"
 
 
 class UnpaddedEncoder(Mixin):
@@ -60,6 +70,8 @@ class UnpaddedEncoder(Mixin):
         mask arrives as. Any other mask says more than which rows are padding: all rows run.
         """
         only_first_rows = kwargs.pop(ONLY_FIRST_ROWS, False) and self._may_leave_out_rows()
+        if kwargs.get(CU_SEQLENS) is not None:
+            return self._forward_sequences(hidden_states, only_first_rows, *args, **kwargs)
         mask = _padding_mask(attention_mask, hidden_states, kwargs)
         has_padding, layout = False, None
         if mask is not None:
@@ -74,6 +86,27 @@ class UnpaddedEncoder(Mixin):
         if mask is not None:
             attention_mask = mask[:, None, None, :] if has_padding else None
         return super().forward(hidden_states, attention_mask, *args, **kwargs)
+
+    def _forward_sequences(
+        self, hidden_states: Tensor, only_first_rows: bool, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Runs the stock layers on a batch that came without padding, (1, total, hidden).
+
+        The last hidden state is that of all rows, or, if a head wants them, of first rows.
+        """
+        cu_seqlens, _, max_seqlen, _ = (kwargs.pop(name, None) for name in PACKED)
+        first_rows = kwargs.pop(FIRST_ROWS_OF_PACKED, False)
+        kwargs.pop(HIDDEN_SPANS, None)
+        layout = sequences_layout(hidden_states, cu_seqlens, max_seqlen)
+        layout = layout._replace(only_first_rows=only_first_rows and first_rows)
+        outputs = super().forward(hidden_states, layout, *args, **kwargs)
+        if not first_rows:
+            return outputs
+        rows = outputs[0][0]
+        if not layout.only_first_rows:
+            rows = gather_rows(rows, layout.first_rows)
+        outputs.last_hidden_state = rows[:, None]
+        return outputs
 
     def _forward_packed(
         self, hidden_states: Tensor, layout: PackedLayout, *args: Any, **kwargs: Any

@@ -71,6 +71,19 @@ def packed_layout(attention_mask: Tensor) -> PackedLayout:
     return PackedLayout(indices, cu_seqlens, longest, shortest, batch_size, seqlen)
 
 
+def sequences_layout(hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> PackedLayout:
+    """Returns the layout of sequences that lie one after the other already.
+
+    Args:
+        hidden_states: (1, total, ...).
+        cu_seqlens: (batch + 1,) integers, 0 and the running sum of the lengths, none of them 0.
+        max_seqlen: the longest length, or more.
+    """
+    indices = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+    batch_size = cu_seqlens.shape[0] - 1
+    return PackedLayout(indices, cu_seqlens.to(torch.int32), max_seqlen, 1, batch_size, max_seqlen)
+
+
 def dense_layout(hidden_states: Tensor) -> PackedLayout:
     """Returns the packed layout of a batch, (batch, seqlen, ...), in which every row is a token."""
     batch_size, seqlen = hidden_states.shape[:2]

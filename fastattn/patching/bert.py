@@ -39,6 +39,7 @@ from fastattn.patching.changes import (
     settle,
 )
 from fastattn.patching.families import Family, RowLoss
+from fastattn.patching.packed import is_packed, serve_packed_batches
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
 
@@ -169,6 +170,7 @@ def _remove_padding(target: Target, family: Family) -> None:
         keep_hook(body, "mask", handle)
         handle = body.register_forward_hook(_pad_hidden_states, with_kwargs=True, prepend=True)
         keep_hook(body, "hidden_states", handle)
+    serve_packed_batches(target, family)
     for head, loss in _row_losses(target, family).items():
         if exact and not has_hook(head, "loss"):
             hook = _KeepRowsTheLossReads.of(head, loss)
@@ -209,6 +211,8 @@ def _pad_hidden_states(
 
     They are recorded inside the encoder, by Transformers' own hooks or code, as (1, total, hidden).
     """
+    if is_packed(kwargs):
+        return None
     last = outputs[0]
     values = outputs if isinstance(outputs, tuple) else outputs.to_tuple()
     states = next((x for x in values if isinstance(x, tuple) and _are_packed(x, last)), None)
