@@ -170,7 +170,7 @@ def _per_token(name: str, index: int, key: str, value: Any, keep: Tensor) -> Ten
     if values.shape != keep.shape:
         raise ValueError(
             f"{name}: {key} must have a value for each of the {len(keep)} tokens; got shape "
-            f"{tuple(values.shape)} in feature {index}. Labels of words are to be spread over their "
+            f"{tuple(values.shape)} in feature {index}. Spread labels of words over their "
             'tokens, with -100 for the others; labels of sequences need labels="sequence".'
         )
     return values[keep]

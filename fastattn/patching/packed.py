@@ -150,8 +150,8 @@ def _check_positions(name: str, position_ids: Tensor, first: int) -> None:
     lowest = int(position_ids.min())
     if lowest < first:
         raise ValueError(
-            f"{name}: position_ids must begin at {first}, after padding's; got {lowest}. Leave them "
-            "out of the packed batch: the patched model counts them."
+            f"{name}: position_ids must begin at {first}, after padding's; got {lowest}. Leave "
+            "them out of the packed batch: the patched model counts them."
         )
 
 

@@ -232,7 +232,7 @@ def test_what_is_no_packed_batch_is_refused(make_bert, make_batch):
             model(**{**packed, "cu_seq_lens_q": torch.tensor(wrong)})
     choice = make_bert("BertForMultipleChoice")
     fastattn.patch(choice)
-    with pytest.raises(ValueError, match="input_ids must be .* got packed sequences"):
+    with pytest.raises(ValueError, match=r"input_ids must be .* got packed sequences"):
         choice(**packed)
 
 
@@ -251,7 +251,7 @@ def test_positions_that_are_paddings_are_refused(make_bert, make_batch):
 def test_transformers_4_is_refused(make_bert, make_batch):
     model = make_bert(HEAD)
     fastattn.patch(model)
-    with pytest.raises(ValueError, match="cu_seq_lens_q must be left out with Transformers 4.x"):
+    with pytest.raises(ValueError, match=r"cu_seq_lens_q must be left out with Transformers 4.x"):
         model(**_packed(make_batch(HEAD)))
 
 
