@@ -17,6 +17,7 @@ from fastattn.modules.combined import Mixin, is_a
 from fastattn.modules.fused import is_watched
 from fastattn.ops.padding import (
     PackedLayout,
+    compiled_layout,
     dense_layout,
     gather_rows,
     packed_layout,
@@ -75,7 +76,12 @@ class UnpaddedEncoder(Mixin):
         mask = _padding_mask(attention_mask, hidden_states, kwargs)
         has_padding, layout = False, None
         if mask is not None:
-            has_padding, layout = _layout(mask, self.first_row_is_read)
+            if torch.compiler.is_compiling():
+                starts = self.first_row_is_read
+                has_padding = True
+                layout = compiled_layout(mask, starts=starts, not_empty=only_first_rows)
+            else:
+                has_padding, layout = _layout(mask, self.first_row_is_read)
         if only_first_rows and not has_padding and (attention_mask is None or mask is not None):
             layout = dense_layout(hidden_states)
         if layout is not None:
@@ -113,7 +119,7 @@ class UnpaddedEncoder(Mixin):
     ) -> Any:
         """Runs the stock layers on (1, total, hidden)."""
         tokens = hidden_states.flatten(0, 1)
-        if layout.total < tokens.shape[0]:
+        if torch.compiler.is_compiling() or layout.total < tokens.shape[0]:
             tokens = gather_rows(tokens, layout.indices)
         outputs = super().forward(tokens[None], layout, *args, **kwargs)
         indices = layout.indices
@@ -186,12 +192,8 @@ def _padding_mask(
     return mask if mask.dtype == torch.bool else mask == 0
 
 
-@torch.compiler.disable
 def _layout(mask: Tensor, first_row_is_read: bool) -> tuple[bool, PackedLayout | None]:
-    """Returns whether there is padding, and the layout without it if it is to be removed.
-
-    What depends on the mask's values is here, in one place: a compiler cannot trace it.
-    """
+    """Returns whether there is padding, and the layout without it if it is to be removed."""
     layout = packed_layout(mask)
     if layout.total == mask.numel():
         return False, None

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._library import fake_impl
 
 
 class PackedLayout(NamedTuple):
@@ -69,6 +70,67 @@ def packed_layout(attention_mask: Tensor) -> PackedLayout:
     indices = mask.flatten().nonzero().flatten()
     longest, shortest = (int(lengths.max()), int(lengths.min())) if batch_size else (0, 0)
     return PackedLayout(indices, cu_seqlens, longest, shortest, batch_size, seqlen)
+
+
+def compiled_layout(attention_mask: Tensor, *, starts: bool, not_empty: bool) -> PackedLayout:
+    """Computes the packed layout of a padded batch in a graph that is being compiled.
+
+    The graph serves every batch, so nothing in it may depend on the mask but the tokens' number.
+    The longest length is not known, only that it is at most seqlen.
+
+    Args:
+        attention_mask: (batch, seqlen) bool, True = token.
+        starts: whether every sequence must begin with a token.
+        not_empty: whether every sequence must have a token.
+
+    Raises:
+        ValueError: when the graph runs, if they do not.
+    """
+    batch_size, seqlen = attention_mask.shape
+    indices, cu_seqlens = torch.ops.fastattn.packed_layout(attention_mask, starts, not_empty)
+    shortest = 1 if starts or not_empty else 0
+    return PackedLayout(indices, cu_seqlens, seqlen, shortest, batch_size, seqlen)
+
+
+# An operator, because tracing what it does would ask for the mask's values.
+torch.library.define(
+    "fastattn::packed_layout", "(Tensor mask, bool starts, bool not_empty) -> (Tensor, Tensor)"
+)
+
+
+@torch.library.impl("fastattn::packed_layout", "default")
+def _packed_layout(mask: Tensor, starts: bool, not_empty: bool) -> tuple[Tensor, Tensor]:
+    wanted, rule = (mask[:, :1], "begin") if starts else (mask, "hold")
+    if (starts or not_empty) and not bool(wanted.any(dim=1).all()):
+        sequence = int((~wanted.any(dim=1)).nonzero()[0])
+        raise ValueError(
+            f"patch: attention_mask must {rule} each sequence with a token in a compiled model, "
+            "whose graph cannot keep the padding of one batch and remove that of another; got "
+            f"padding in sequence {sequence}. Pad on the right, or use fastattn.patch(model, "
+            "unpad=False)."
+        )
+    layout = packed_layout(mask)
+    return layout.indices, layout.cu_seqlens
+
+
+@torch.library.register_fake("fastattn::packed_layout")
+def _packed_layout_fake(mask: Tensor, starts: bool, not_empty: bool) -> tuple[Tensor, Tensor]:
+    total = _unknown_size(torch.library.get_ctx())
+    indices = mask.new_empty(total, dtype=torch.int64)
+    return indices, mask.new_empty(mask.shape[0] + 1, dtype=torch.int32)
+
+
+def _unknown_size(context: Any) -> Any:
+    """Returns a size that the compiler does not know.
+
+    ``new_dynamic_size`` breaks the graph unless ``capture_dynamic_output_shape_ops`` is set, which
+    is for operators that a user may not want in the graph. This one was made for it.
+    """
+    shape_env = getattr(context, "_shape_env", None)
+    allocate = getattr(fake_impl, "allocate_size", None)
+    if shape_env is None or allocate is None:
+        return context.new_dynamic_size()
+    return allocate(shape_env)
 
 
 def sequences_layout(hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> PackedLayout:
