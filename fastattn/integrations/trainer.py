@@ -10,6 +10,16 @@ from transformers import Trainer
 
 from fastattn.data.sampling import TokenBudgetSampler
 
+# What is taken over from the stock loader besides its data set and collator.
+_KEPT = (
+    "num_workers",
+    "pin_memory",
+    "worker_init_fn",
+    "prefetch_factor",
+    "persistent_workers",
+    "multiprocessing_context",
+)
+
 
 class TokenBudgetTrainer(Trainer):
     """The stock Trainer, whose training batches are cut by a :class:`TokenBudgetSampler`.
@@ -49,18 +59,18 @@ class TokenBudgetTrainer(Trainer):
             rank=self.args.process_index,
             drop_last=self.args.dataloader_drop_last,
         )
-        kept = ("num_workers", "pin_memory", "worker_init_fn", "prefetch_factor")
-        kept += ("persistent_workers", "multiprocessing_context")
         return _Loader(
             stock.dataset,
             batch_sampler=sampler,
             collate_fn=stock.collate_fn,
-            **{name: getattr(stock, name) for name in kept},
+            **{name: getattr(stock, name) for name in _KEPT},
         )
 
 
 class _Loader(DataLoader):
     """A data loader that tells its sampler the epoch, as Trainer expects of it."""
+
+    batch_sampler: TokenBudgetSampler
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)

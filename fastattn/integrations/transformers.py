@@ -110,6 +110,7 @@ def attention_forward(
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
 
+    is_ours = isinstance(attention_mask, PackedLayout)
     if isinstance(attention_mask, PackedLayout):
         layout, attention_mask = attention_mask, None
         cu_seq_lens_q, max_length_q = layout.cu_seqlens, layout.max_seqlen
@@ -117,7 +118,12 @@ def attention_forward(
         _refuse_with_packed(attention_mask, position_bias, q)
         max_length_q, max_length_k = _int(max_length_q), _int(max_length_k)
         longest = max_length_k or max_length_q or k.shape[1]
-        options |= _window(sliding_window, is_causal, longest, longest)
+        if is_ours and sliding_window is not None:
+            # A patched encoder looks to both sides. As in Transformers' flash attention, the
+            # layer's number counts the query itself.
+            options["window"] = (sliding_window - 1, sliding_window - 1)
+        else:
+            options |= _window(sliding_window, is_causal, longest, longest)
         out = attention(
             q[0],
             k[0],

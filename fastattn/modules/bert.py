@@ -36,12 +36,15 @@ class FusedSelfAttention(Mixin):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | PackedLayout | None = None,
-        past_key_values: Any = None,
+        *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Takes and returns what the stock layer does."""
-        if past_key_values is not None or self.config._attn_implementation != NAME:
-            return super().forward(hidden_states, attention_mask, past_key_values, **kwargs)
+        cache = args[0] if args else kwargs.pop("past_key_values", None)
+        if cache is not None or self.config._attn_implementation != NAME:
+            if cache is not None:
+                kwargs["past_key_values"] = cache
+            return super().forward(hidden_states, attention_mask, **kwargs)
         projected = products((self.query, self.key, self.value), hidden_states)
         query, key, value = (split_heads(self, x).transpose(1, 2) for x in projected)
         out, weights = attention_forward(
@@ -68,6 +71,7 @@ class FusedSelfAttention(Mixin):
         """
         (query,) = products((self.query,), rows)
         key, value = products((self.key, self.value), tokens)
+        query, key, value = (split_heads(self, x) for x in (query, key, value))
         return attend_first_rows(self, query, key, value, layout)
 
 
@@ -132,9 +136,14 @@ class LegacySelfAttention(Mixin):
 def attend_first_rows(
     layer: Any, query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout
 ) -> Tensor:
-    """Attention of one query, (batch, hidden), per sequence; key, value (total, hidden)."""
+    """Attention of one query per sequence, (batch, num_heads, head_dim): (batch, hidden).
+
+    Key and value are (total, num_heads, head_dim).
+    """
     out: Any = attention(
-        *(split_heads(layer, x) for x in (query, key, value)),
+        query,
+        key,
+        value,
         cu_seqlens_q=torch.arange(len(query) + 1, dtype=torch.int32, device=query.device),
         cu_seqlens_k=layout.cu_seqlens,
         max_seqlen_q=1,
@@ -152,4 +161,6 @@ def split_heads(layer: Any, x: Tensor) -> Tensor:
 
 def dropout_p(layer: Any) -> float:
     """The probability of dropping an attention weight now."""
-    return layer.dropout.p if layer.training else 0.0
+    if not layer.training:
+        return 0.0
+    return getattr(layer.dropout, "p", layer.dropout)  # a module, or the number

@@ -21,7 +21,8 @@ class Mixin(nn.Module):
     """What is put before a stock class. Subclasses hold methods and no state."""
 
     word: ClassVar[str]  # begins the name of the combined class
-    stock: ClassVar[type[nn.Module]]  # the class it was combined with
+    activation_name: ClassVar[str | None] = None  # the attribute that must be GELU, if there is one
+    stock: ClassVar[type[nn.Module]]  # the class of no mixin at the bottom
     mixin: ClassVar[type[Mixin]]
     combination: ClassVar[type[Mixin] | None] = None  # the combined class itself, not a subclass
 
@@ -31,15 +32,25 @@ class _Combined(type):
 
 
 def combined(mixin: type[Mixin], stock: type[nn.Module]) -> Any:
-    """Returns the class made of both: the same one each time."""
+    """Returns the class made of both: the same one each time.
+
+    The second may be a combined class itself.
+    """
     made: Any = _combine  # a type is hashable, whatever its instances are
     return made(mixin, stock)
 
 
 @functools.cache
 def _combine(mixin: Any, stock: Any) -> type:
-    names = {"stock": stock, "mixin": mixin, "__module__": mixin.__module__, "__doc__": None}
-    made: Any = _Combined(mixin.word + stock.__name__, (mixin, stock), names)
+    is_combination = getattr(stock, "combination", None) is stock
+    names = {
+        "stock": stock.stock if is_combination else stock,
+        "mixin": mixin,
+        "__module__": mixin.__module__,
+        "__doc__": None,
+    }
+    name = stock.__name__ if is_combination else mixin.word + stock.__name__
+    made: Any = _Combined(name, (mixin, stock), names)
     made.combination = made
     return made
 
@@ -59,7 +70,7 @@ def stock_of(module: nn.Module) -> type[nn.Module]:
 def _reduce(cls: Any) -> Any:
     """Returns how to make the class again; for a subclass of somebody else's, where it is."""
     if cls is cls.combination:
-        return combined, (cls.mixin, cls.stock)
+        return combined, cls.__bases__
     return cls.__qualname__
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 from transformers.models.distilbert import modeling_distilbert
@@ -19,9 +18,17 @@ from fastattn.integrations.transformers import NAME, attention_forward
 from fastattn.modules.bert import attend_first_rows, dropout_p, split_heads
 from fastattn.modules.combined import Mixin, is_a, stock_of
 from fastattn.modules.encoder import FirstRowsLayer
-from fastattn.modules.fused import computes_gelu, is_plain, is_watched, product, products, serve
+from fastattn.modules.fused import (
+    add_norm,
+    computes_gelu,
+    drops_plainly,
+    is_plain,
+    is_watched,
+    product,
+    products,
+    serve,
+)
 from fastattn.ops.gelu import bias_gelu
-from fastattn.ops.layer_norm import dropout_add_layer_norm
 from fastattn.ops.padding import PackedLayout
 
 
@@ -78,6 +85,7 @@ class FusedDistilBertAttention(Mixin):
         """
         (query,) = products((self.q_lin,), rows)
         key, value = products((self.k_lin, self.v_lin), tokens)
+        query, key, value = (split_heads(self, x) for x in (query, key, value))
         return attend_first_rows(self, query, key, value, layout)
 
 
@@ -85,6 +93,7 @@ class FusedFFN(Mixin):
     """The feed-forward part with its first product's bias and GELU in one operator."""
 
     word: ClassVar = "Fused"
+    activation_name: ClassVar = "activation"
     lin1: nn.Module
     lin2: Any
     dropout: Any
@@ -127,12 +136,12 @@ class FusedBlock(Mixin):
             context = attention.context(hidden_states, attention_mask, **kwargs)
             return self.finish(context, hidden_states)
         out, _ = attention(hidden_states, attention_mask=attention_mask, **kwargs)
-        return self.after_attention(_add_norm(self.sa_layer_norm, out, None, hidden_states))
+        return self.after_attention(add_norm(self.sa_layer_norm, out, None, hidden_states))
 
     def finish(self, context: Tensor, rows: Tensor) -> Tensor:
         """From attention, not yet through ``out_lin``, to the end; rows are the residual."""
         x, x_bias = product(self.attention.out_lin, context)
-        return self.after_attention(_add_norm(self.sa_layer_norm, x, x_bias, rows))
+        return self.after_attention(add_norm(self.sa_layer_norm, x, x_bias, rows))
 
     def after_attention(self, x: Tensor) -> Tensor:
         """The block's second half."""
@@ -141,15 +150,14 @@ class FusedBlock(Mixin):
             stock_of(ffn) is modeling_distilbert.FFN
             and _is_called_for_its_class(ffn)
             and not ffn.chunk_size_feed_forward
-            and is_plain(ffn.dropout, nn.Dropout)
-            and ffn.dropout.p < 1.0
+            and drops_plainly(ffn.dropout)
         )
         if not in_parts:
-            return _add_norm(norm, ffn(x), None, x)
+            return add_norm(norm, ffn(x), None, x)
         middle = ffn.middle(x) if isinstance(ffn, FusedFFN) else ffn.activation(ffn.lin1(x))
         y, y_bias = product(ffn.lin2, middle)
         p = ffn.dropout.p if ffn.dropout.training else 0.0
-        return _add_norm(norm, y, y_bias, x, p)
+        return add_norm(norm, y, y_bias, x, p)
 
 
 class FirstRowsBlock(FirstRowsLayer):
@@ -186,15 +194,3 @@ class FirstRowsFusedBlock(FirstRowsLayer, FusedBlock):
 def _is_called_for_its_class(module: nn.Module) -> bool:
     """Whether a call does what the module's class says: no hook sees it, no wrapper is in place."""
     return not is_watched(module) and "forward" not in module.__dict__
-
-
-def _add_norm(
-    norm: Any, x: Tensor, x_bias: Tensor | None, residual: Tensor, p: float = 0.0
-) -> Tensor:
-    """LayerNorm of ``dropout(x + x_bias) + residual``, in one operator where there is one."""
-    if serve(x) and is_plain(norm, nn.LayerNorm) and norm.bias is not None:
-        return dropout_add_layer_norm(
-            x, residual, norm.weight, norm.bias, norm.eps, p, x_bias=x_bias
-        )
-    x = x if x_bias is None else x + x_bias
-    return norm(F.dropout(x, p) + residual)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.bert import modeling_bert
 
 from fastattn.integrations.transformers import NAME
@@ -21,6 +21,7 @@ from fastattn.ops.padding import (
     dense_layout,
     gather_rows,
     packed_layout,
+    packed_rows,
     pad_input,
     sequences_layout,
 )
@@ -42,6 +43,9 @@ FIRST_ROWS_OF_PACKED = "first_rows_of_packed"
 # What a head for question answering keeps from its own loss; it passes by here.
 HIDDEN_SPANS = "spans_of_packed"
 
+# The keyword by which a head tells the encoder that it reads rows of padding.
+KEEP_PADDING = "keep_padding"
+
 
 class UnpaddedEncoder(Mixin):
     """The stock encoder, run on the tokens alone.
@@ -53,8 +57,10 @@ class UnpaddedEncoder(Mixin):
     """
 
     word: ClassVar = "Unpadded"
-    layer: nn.ModuleList
+    config: Any
 
+    # Whether masks are added to the scores: 0 where there is a token, the least number elsewhere.
+    mask_is_added = not HAS_ATTENTION_INTERFACE
     # Whether the model reads the first row of each sequence even where that row is padding.
     first_row_is_read = False
 
@@ -73,15 +79,17 @@ class UnpaddedEncoder(Mixin):
         only_first_rows = kwargs.pop(ONLY_FIRST_ROWS, False) and self._may_leave_out_rows()
         if kwargs.get(CU_SEQLENS) is not None:
             return self._forward_sequences(hidden_states, only_first_rows, *args, **kwargs)
-        mask = _padding_mask(attention_mask, hidden_states, kwargs)
+        keep_padding = kwargs.pop(KEEP_PADDING, False)
+        mask = self._padding_mask(attention_mask, hidden_states, kwargs)
         has_padding, layout = False, None
         if mask is not None:
             if torch.compiler.is_compiling():
-                starts = self.first_row_is_read
                 has_padding = True
+                starts = self.first_row_is_read
                 layout = compiled_layout(mask, starts=starts, not_empty=only_first_rows)
             else:
                 has_padding, layout = _layout(mask, self.first_row_is_read)
+            layout = None if keep_padding else layout
         if only_first_rows and not has_padding and (attention_mask is None or mask is not None):
             layout = dense_layout(hidden_states)
         if layout is not None:
@@ -118,10 +126,11 @@ class UnpaddedEncoder(Mixin):
         self, hidden_states: Tensor, layout: PackedLayout, *args: Any, **kwargs: Any
     ) -> Any:
         """Runs the stock layers on (1, total, hidden)."""
-        tokens = hidden_states.flatten(0, 1)
-        if torch.compiler.is_compiling() or layout.total < tokens.shape[0]:
-            tokens = gather_rows(tokens, layout.indices)
-        outputs = super().forward(tokens[None], layout, *args, **kwargs)
+        tokens = packed_rows(hidden_states, layout)
+        rotation = kwargs.get("position_embeddings")
+        if rotation is not None:
+            kwargs["position_embeddings"] = tuple(packed_rows(x, layout) for x in rotation)
+        outputs = super().forward(tokens, layout, *args, **kwargs)
         indices = layout.indices
         if layout.only_first_rows:
             indices = indices.index_select(0, layout.first_rows)
@@ -131,10 +140,29 @@ class UnpaddedEncoder(Mixin):
         outputs.last_hidden_state = padded
         return outputs
 
+    def _padding_mask(
+        self, mask: Tensor | None, hidden_states: Tensor, kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """Returns (batch, seqlen), True = token, if the mask says just that, else None."""
+        if mask is None or mask.ndim != 4 or kwargs.get("past_key_values") is not None:
+            return None
+        batch_size, seqlen = hidden_states.shape[:2]
+        if tuple(mask.shape) != (batch_size, 1, 1, seqlen):
+            return None
+        if (mask.dtype != torch.bool) != self.mask_is_added:
+            return None  # not the mask that this model makes of a 2-D one
+        mask = mask[:, 0, 0]
+        if mask.dtype == torch.bool:
+            return mask
+        if HAS_ATTENTION_INTERFACE and self.config._attn_implementation != NAME:
+            return None  # the same mask for every attention, and another was chosen since
+        return mask == 0
+
     def _may_leave_out_rows(self) -> bool:
         """Whether the last layer can, and nobody but the encoder's caller sees its rows."""
-        last: Any = self.layer[-1]
-        if not is_a(last, FirstRowsLayer):
+        layers = getattr(self, "layer", None)
+        last: Any = layers[-1] if layers else None
+        if last is None or not is_a(last, FirstRowsLayer):
             return False
         attention = last.first_rows_attention
         if not is_a(attention, Mixin) or attention.config._attn_implementation != NAME:
@@ -156,6 +184,10 @@ class FirstRowsLayer(Mixin):
         """The layer's attention, which has ``forward_first_rows``."""
         raise NotImplementedError
 
+    def attend(self, rows: Tensor, tokens: Tensor, layout: PackedLayout, **kwargs: Any) -> Tensor:
+        """Attention of the first row of each sequence over all of its rows: (batch, hidden)."""
+        return self.first_rows_attention.forward_first_rows(rows, tokens, layout)
+
     def finish(self, context: Tensor, rows: Tensor) -> Tensor:
         """The layer after attention, row by row."""
         raise NotImplementedError
@@ -173,23 +205,8 @@ class FirstRowsLayer(Mixin):
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         tokens = hidden_states[0]
         rows = gather_rows(tokens, layout.first_rows)
-        context = self.first_rows_attention.forward_first_rows(rows, tokens, layout)
+        context = self.attend(rows, tokens, layout, **kwargs)
         return self.finish(context[None], rows[None])
-
-
-def _padding_mask(
-    mask: Tensor | None, hidden_states: Tensor, kwargs: dict[str, Any]
-) -> Tensor | None:
-    """Returns (batch, seqlen), True = token, if the mask says just that, else None."""
-    if mask is None or mask.ndim != 4 or kwargs.get("past_key_values") is not None:
-        return None
-    batch_size, seqlen = hidden_states.shape[:2]
-    if tuple(mask.shape) != (batch_size, 1, 1, seqlen):
-        return None
-    if (mask.dtype == torch.bool) != HAS_ATTENTION_INTERFACE:
-        return None  # not the mask that this version makes of a 2-D one
-    mask = mask[:, 0, 0]
-    return mask if mask.dtype == torch.bool else mask == 0
 
 
 def _layout(mask: Tensor, first_row_is_read: bool) -> tuple[bool, PackedLayout | None]:

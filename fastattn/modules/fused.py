@@ -12,7 +12,6 @@ called as it is; and where there are no kernels for a tensor's device, so is the
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +31,8 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+# Whose hooks are no one's that looks on.
+_KNOWN = ("transformers.", "fastattn.patching.")
 
 
 def is_plain(module: Any, kind: type[nn.Module]) -> bool:
@@ -43,16 +44,16 @@ def is_plain(module: Any, kind: type[nn.Module]) -> bool:
     )
 
 
-def is_watched(module: nn.Module, but: Collection[int] = ()) -> bool:
-    """Whether there are hooks on a module, or on all modules, other than those with ids ``but``.
+def is_watched(module: nn.Module) -> bool:
+    """Whether there are hooks on a module, or on all modules, other than ours.
 
     Those by which Transformers records outputs do not count: they stay once they were needed, and
     whether they are in use now is known otherwise.
     """
     return torch.nn.modules.module._has_any_global_hook() or any(
-        key not in but and not getattr(hook, "__module__", "").startswith("transformers.")
+        not getattr(hook, "__module__", "").startswith(_KNOWN)
         for name in _HOOKS
-        for key, hook in getattr(module, name, {}).items()
+        for hook in getattr(module, name, {}).values()
     )
 
 
@@ -83,6 +84,23 @@ def computes_gelu(activation: Any) -> bool:
     return type(activation) is GELUActivation and activation.act is F.gelu
 
 
+def drops_plainly(dropout: Any) -> bool:
+    """Whether a module drops elements as :func:`dropout_add_layer_norm` does."""
+    return is_plain(dropout, nn.Dropout) and dropout.p < 1.0
+
+
+def add_norm(
+    norm: Any, x: Tensor, x_bias: Tensor | None, residual: Tensor, p: float = 0.0
+) -> Tensor:
+    """LayerNorm of ``dropout(x + x_bias) + residual``, in one operator where there is one."""
+    if serve(x) and is_plain(norm, nn.LayerNorm) and norm.bias is not None:
+        return dropout_add_layer_norm(
+            x, residual, norm.weight, norm.bias, norm.eps, p, x_bias=x_bias
+        )
+    x = x if x_bias is None else x + x_bias
+    return norm(F.dropout(x, p) + residual)
+
+
 class FusedOutput(Mixin):
     """The end of each half of a layer."""
 
@@ -97,9 +115,8 @@ class FusedOutput(Mixin):
         fused = (
             serve(hidden_states)
             and is_plain(norm, nn.LayerNorm)
-            and is_plain(dropout, nn.Dropout)
             and norm.bias is not None
-            and dropout.p < 1.0
+            and drops_plainly(dropout)
         )
         if not fused:
             return super().forward(hidden_states, input_tensor)
@@ -114,6 +131,7 @@ class FusedIntermediate(Mixin):
     """The middle of a layer's feed-forward part."""
 
     word: ClassVar = "Fused"
+    activation_name: ClassVar = "intermediate_act_fn"
     dense: nn.Module
     intermediate_act_fn: nn.Module
 

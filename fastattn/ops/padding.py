@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch._library import fake_impl
 
+_IGNORED_LABEL = -100
+
 
 class PackedLayout(NamedTuple):
     """How the tokens of a padded batch lie when packed one after the other.
@@ -133,6 +135,42 @@ def _unknown_size(context: Any) -> Any:
     return allocate(shape_env)
 
 
+def labels_padding(is_token: Tensor, labels: Tensor, of_next: bool) -> bool:
+    """Whether a row of padding is scored, which waits for the device.
+
+    Args:
+        is_token: (batch, seqlen) bool.
+        labels: (batch, seqlen), -100 where nothing is scored.
+        of_next: whether row i is scored against label i + 1.
+    """
+    has_label = labels != _IGNORED_LABEL
+    if of_next:
+        has_label, is_token = has_label[:, 1:], is_token[:, :-1]
+    return bool((has_label & ~is_token).any())
+
+
+# Returns the mask again, so that a compiler does not leave the check out.
+torch.library.define(
+    "fastattn::unlabelled_padding", "(Tensor is_token, Tensor labels, bool of_next) -> Tensor"
+)
+
+
+@torch.library.impl("fastattn::unlabelled_padding", "default")
+def _unlabelled_padding(is_token: Tensor, labels: Tensor, of_next: bool) -> Tensor:
+    if labels_padding(is_token, labels, of_next):
+        raise ValueError(
+            "patch: labels must be -100 where attention_mask is 0 in a compiled model, whose graph "
+            "cannot keep the padding of one batch and remove that of another; got others. Label "
+            "padding -100, or use fastattn.patch(model, unpad=False)."
+        )
+    return is_token.clone()
+
+
+@torch.library.register_fake("fastattn::unlabelled_padding")
+def _unlabelled_padding_fake(is_token: Tensor, labels: Tensor, of_next: bool) -> Tensor:
+    return torch.empty_like(is_token)
+
+
 def sequences_layout(hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> PackedLayout:
     """Returns the layout of sequences that lie one after the other already.
 
@@ -200,6 +238,14 @@ def pad_input(hidden_states: Tensor, indices: Tensor, batch: int, seqlen: int) -
         )
     padded = scatter_rows(hidden_states, indices, batch * seqlen)
     return padded.unflatten(0, (batch, seqlen))
+
+
+def packed_rows(x: Tensor, layout: PackedLayout) -> Tensor:
+    """(batch, seqlen, ...), or (1, seqlen, ...) for all sequences alike -> (1, total, ...)."""
+    rows = x.expand(layout.batch_size, *x.shape[1:]).flatten(0, 1)
+    if not torch.compiler.is_compiling() and layout.total == rows.shape[0]:
+        return rows[None]
+    return gather_rows(rows, layout.indices)[None]
 
 
 def gather_rows(rows: Tensor, indices: Tensor) -> Tensor:

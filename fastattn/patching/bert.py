@@ -17,7 +17,6 @@ Where one would, the batch keeps its padding, so that the loss and every gradien
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +25,10 @@ from torch import Tensor, nn
 
 from fastattn.modules.bert import LegacySelfAttention
 from fastattn.modules.combined import combined, stock_of
-from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, UnpaddedEncoder
-from fastattn.ops.padding import packed_layout, pad_input
-from fastattn.patching import families
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, KEEP_PADDING, UnpaddedEncoder
+from fastattn.ops.padding import labels_padding, packed_layout, pad_input
+from fastattn.patching import families, packed_inputs
+from fastattn.patching.arguments import argument, remember, with_argument
 from fastattn.patching.attention_only import SERVED, switch_attention
 from fastattn.patching.bert_layers import compute_first_rows, fuse_layers, project_together
 from fastattn.patching.changes import (
@@ -38,20 +38,21 @@ from fastattn.patching.changes import (
     keep_hook,
     settle,
 )
-from fastattn.patching.families import Family, RowLoss
+from fastattn.patching.family import Family, RowLoss
 from fastattn.patching.packed import is_packed, serve_packed_batches
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
-
-_IGNORED_LABEL = -100
 
 
 def patch_body(target: Target) -> list[LayerReport]:
     """Serves the attention of a body and removes the padding around its encoder."""
     family = families.of(target.body)
     assert family is not None  # the registry sends no other body here
+    for module in (target.body, *target.heads):
+        remember(module)
     settle(target.body, {"unpad": target.unpad, "fuse": target.fuse})
     attention = _patch_attention(target, family)
+    projections = project_together(target, family)
     reason = _not_unpaddable(target, family, attention)
     what = REPLACED if reason is None else LEFT
     if reason is None:
@@ -59,13 +60,14 @@ def patch_body(target: Target) -> list[LayerReport]:
         reason = _unpadded(target, family)
     encoder = LayerReport(
         ".".join(part for part in (target.name, family.encoder_name) if part),
-        stock_name(getattr(target.body, family.encoder_name)),
+        stock_name(family.encoder(target.body)),
         what,
         reason,
     )
     return [
         encoder,
         *attention,
+        *projections,
         *fuse_layers(target, family),
         *compute_first_rows(target, family, unpadded=what == REPLACED),
     ]
@@ -75,7 +77,9 @@ def _patch_attention(target: Target, family: Family) -> list[LayerReport]:
     """Serves the attention layers; returns an entry for each."""
     if family.attention is not None:
         report = switch_attention(target)
-        project_together(target, family)
+        for _, layer in target.attention:
+            if family.adds_mask and not hasattr(layer, "is_causal"):
+                change_attribute(layer, "is_causal", False)  # without a mask it counts as causal
         return report
     reason = _not_served_without_interface(target, family)
     if reason is not None:
@@ -114,22 +118,26 @@ def _not_unpaddable(target: Target, family: Family, attention: list[LayerReport]
         return "not unpadded: a decoder's masks and caches are laid out for the padded batch"
     if getattr(body.config, "chunk_size_feed_forward", 0):
         return "not unpadded: chunk_size_feed_forward cuts the padded batch"
-    encoder = getattr(body, family.encoder_name)
-    parts = [encoder]
-    for layer in encoder.layer:
-        parts += [layer, getattr(layer, "attention", None)]
-        parts.append(getattr(parts[-1], "self", parts[-1]))
     stock = family.parts | family.legacy_attention
-    own = [type(part).__name__ for part in parts if stock_of(part) not in stock]
+    own = [type(part).__name__ for part in _parts(body, family) if stock_of(part) not in stock]
     if own:
         return f"not unpadded: {own[0]} may need the padded batch"
     if target.unpad is None:
-        readers = [getattr(body, "pooler", None)]
-        readers += [family.reader(head, body) for head in target.heads]
-        for reader in readers:
-            if reader is not None and not family.is_stock_reader(reader):
+        for reader in family.readers_of(body, target.heads):
+            if not family.is_stock_reader(reader):
                 return f"not unpadded: {type(reader).__name__} may read rows of padding"
     return None
+
+
+def _parts(body: Any, family: Family) -> list[nn.Module]:
+    """Returns the encoder and what in it runs on hidden states, down to attention."""
+    parts = [family.encoder(body)]
+    for layer in family.layers(body):
+        parts.append(layer)
+        for inner in getattr(layer, family.inner_layers_name or "", (layer,)):
+            attention = getattr(inner, family.attention_name, None)
+            parts += [inner, attention, getattr(attention, "self", attention)]
+    return parts
 
 
 def _first_row_is_read(target: Target, family: Family) -> str | None:
@@ -138,7 +146,7 @@ def _first_row_is_read(target: Target, family: Family) -> str | None:
         return "the pooler reads"
     if not target.heads:
         return "a head may read"
-    others = [head for head in target.heads if not isinstance(head, family.all_row_heads)]
+    others = [head for head in target.heads if not family.reads_tokens_alone(head)]
     return "the head reads" if others else None
 
 
@@ -154,27 +162,49 @@ def _unpadded(target: Target, family: Family) -> str:
                 exceptions.append("start_positions are given: that loss reads padding rows")
             else:
                 exceptions.append("padding rows have labels other than -100")
-    layers = getattr(target.body, family.encoder_name).layer
-    text = f"padding removed once around {len(layers)} layers"
+    if family.keeps_distances:
+        exceptions.append("padding lies inside a sequence: windows count it")
+    text = f"padding removed once around {target.body.config.num_hidden_layers} layers"
     return text + (f", kept if {', or '.join(exceptions)}" if exceptions else "")
 
 
 def _remove_padding(target: Target, family: Family) -> None:
     body, exact = target.body, target.unpad is None
-    encoder = getattr(body, family.encoder_name)
-    change_class(encoder, combined(UnpaddedEncoder, stock_of(encoder)))
     first_row_is_read = exact and _first_row_is_read(target, family) is not None
+    if family.encoder_name:
+        _unpad_encoder(body, family, first_row_is_read)
+    else:
+        _pack_inputs(body, first_row_is_read)
+    serve_packed_batches(target, family)
+    for head, loss in _row_losses(target, family).items():
+        if exact and not has_hook(head, "loss"):
+            hook = _KeepRowsTheLossReads(loss, family.takes_keep_padding)
+            keep_hook(head, "loss", head.register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def _unpad_encoder(body: Any, family: Family, first_row_is_read: bool) -> None:
+    """Removes padding between a body's embeddings and its encoder."""
+    encoder = family.encoder(body)
+    change_class(encoder, combined(UnpaddedEncoder, stock_of(encoder)))
     change_attribute(encoder, "first_row_is_read", first_row_is_read)
+    if family.adds_mask:
+        change_attribute(encoder, "mask_is_added", True)
     if not has_hook(body, "mask"):
         handle = body.register_forward_pre_hook(_keep_what_masks_say, with_kwargs=True)
         keep_hook(body, "mask", handle)
         handle = body.register_forward_hook(_pad_hidden_states, with_kwargs=True, prepend=True)
         keep_hook(body, "hidden_states", handle)
-    serve_packed_batches(target, family)
-    for head, loss in _row_losses(target, family).items():
-        if exact and not has_hook(head, "loss"):
-            hook = _KeepRowsTheLossReads.of(head, loss)
-            keep_hook(head, "loss", head.register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def _pack_inputs(body: Any, first_row_is_read: bool) -> None:
+    """Removes padding from the inputs of a body that has no encoder."""
+    hook = packed_inputs.PackInputs(first_row_is_read)
+    keep_hook(body, "inputs", body.register_forward_pre_hook(hook, with_kwargs=True))
+    if not has_hook(body, "hidden_states"):
+        handle = body.register_forward_hook(
+            packed_inputs.pad_outputs, with_kwargs=True, prepend=True
+        )
+        keep_hook(body, "hidden_states", handle)
 
 
 def _row_losses(target: Target, family: Family) -> dict[Any, RowLoss]:
@@ -195,13 +225,13 @@ def _keep_what_masks_say(
     The encoder removes padding for (batch, 1, 1, seqlen) masks, which it gets for 2-D ones. Who
     passes a mask of scores gets every row of it.
     """
-    mask = _argument(args, kwargs, 1, "attention_mask")
+    mask = argument(body, args, kwargs, "attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim < 3 or mask.shape[-2] != 1:
         return None
     if kwargs.get("past_key_values") is not None:
         return None
     full = mask.expand(*mask.shape[:-2], mask.shape[-1], mask.shape[-1])
-    return _with_argument(args, kwargs, 1, "attention_mask", full)
+    return with_argument(body, args, kwargs, "attention_mask", full)
 
 
 def _pad_hidden_states(
@@ -218,7 +248,7 @@ def _pad_hidden_states(
     states = next((x for x in values if isinstance(x, tuple) and _are_packed(x, last)), None)
     if states is None:
         return None
-    mask = _argument(args, kwargs, 1, "attention_mask")
+    mask = argument(body, args, kwargs, "attention_mask")
     indices = packed_layout(mask).indices
     batch_size, seqlen = last.shape[:2]
     padded = tuple(
@@ -249,50 +279,30 @@ class _KeepRowsTheLossReads:
     """
 
     loss: RowLoss
-    label_position: int
-    mask_position: int
-
-    @classmethod
-    def of(cls, head: Any, loss: RowLoss) -> _KeepRowsTheLossReads:
-        """Returns the hook for a head, with the places of its arguments."""
-        names = list(inspect.signature(head.forward).parameters)
-        return cls(loss, names.index(loss.label), names.index("attention_mask"))
+    by_keyword: bool
 
     def __call__(
         self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        labels = _argument(args, kwargs, self.label_position, self.loss.label)
-        mask = _argument(args, kwargs, self.mask_position, "attention_mask")
+        labels = argument(head, args, kwargs, self.loss.label)
+        mask = argument(head, args, kwargs, "attention_mask")
         if labels is None or mask is None or mask.ndim != 2:
             return None
         is_token = mask != 0
+        if torch.compiler.is_compiling() and labels.shape == mask.shape:
+            # A graph cannot choose: it takes the padding away, and refuses labels that need it.
+            checked = torch.ops.fastattn.unlabelled_padding(is_token, labels, self.loss.of_next)
+            return with_argument(head, args, kwargs, "attention_mask", checked)
         if not self._reads_padding(labels, is_token):
             return None
+        if self.by_keyword:
+            return args, {**kwargs, KEEP_PADDING: True}
         batch_size, seqlen = mask.shape
         # A mask with a row for each query is taken as it is, and keeps all rows.
         full = is_token[:, None, :].expand(batch_size, seqlen, seqlen)
         full = full[:, None] if HAS_ATTENTION_INTERFACE else full.to(torch.float32)
-        return _with_argument(args, kwargs, self.mask_position, "attention_mask", full)
+        return with_argument(head, args, kwargs, "attention_mask", full)
 
     def _reads_padding(self, labels: Tensor, is_token: Tensor) -> bool:
         """Whether a row of padding is scored."""
-        if labels.shape != is_token.shape:
-            return True
-        has_label = labels != _IGNORED_LABEL
-        if self.loss.of_next:
-            has_label, is_token = has_label[:, 1:], is_token[:, :-1]
-        return bool((has_label & ~is_token).any())
-
-
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:
-    """Returns an argument of a forward call, given by position or by name."""
-    return args[position] if position < len(args) else kwargs.get(name)
-
-
-def _with_argument(
-    args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, value: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns the arguments of a forward call with one of them changed."""
-    if position < len(args):
-        return (*args[:position], value, *args[position + 1 :]), kwargs
-    return args, {**kwargs, name: value}
+        return labels.shape != is_token.shape or labels_padding(is_token, labels, self.loss.of_next)

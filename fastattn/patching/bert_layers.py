@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -9,9 +10,8 @@ from torch import nn
 from fastattn.modules.combined import Mixin, combined, stock_of
 from fastattn.modules.encoder import ONLY_FIRST_ROWS
 from fastattn.modules.fused import computes_gelu, is_watched
-from fastattn.patching import families
-from fastattn.patching.changes import change_class, has_hook, keep_hook, own_hooks
-from fastattn.patching.families import Family
+from fastattn.patching.changes import change_class, has_hook, keep_hook
+from fastattn.patching.family import Family, is_stock_reader
 from fastattn.patching.fusions import FIRST_ROWS, FUSIONS, GELU, QKV
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
@@ -21,20 +21,32 @@ def fuse_layers(target: Target, family: Family) -> list[LayerReport]:
     """Fuses the parts of the layers that were chosen; returns an entry for each part."""
     entries = []
     for path, part in target.body.named_modules():
-        if stock_of(part) in family.fusions:
-            name, mixin = family.fusions[stock_of(part)]
-            reason = _not_fused(target, name, part)
-            if reason is None and not isinstance(part, Mixin):
+        for name, mixin in family.fusions.get(stock_of(part), ()):
+            reason = _not_fused(target, name, mixin, part)
+            if reason is None and not isinstance(part, mixin):
                 change_class(part, combined(mixin, type(part)))
             entries.append(_entry(target, path, part, name, reason))
     return entries
 
 
-def project_together(target: Target, family: Family) -> None:
-    """Makes attention layers that go through the interface project q, k and v at once."""
-    for _, layer in target.attention:
-        if QKV in target.fuse and type(layer) is family.attention:
+def project_together(target: Target, family: Family) -> list[LayerReport]:
+    """Makes attention layers that go through the interface project q, k and v at once.
+
+    Returns:
+        An entry for each layer, if their projections are three.
+    """
+    if family.attention is None or family.fused_attention is None:
+        return []
+    entries = []
+    for name, layer in target.attention:
+        if stock_of(layer) is not family.attention:
+            continue
+        reason = None if QKV in target.fuse else f"not fused: {QKV} not chosen in fuse"
+        if reason is None and not isinstance(layer, family.fused_attention):
             change_class(layer, combined(family.fused_attention, type(layer)))
+        what = REPLACED if reason is None else LEFT
+        entries.append(LayerReport(name, stock_name(layer), what, reason or FUSIONS[QKV]))
+    return entries
 
 
 def compute_first_rows(target: Target, family: Family, unpadded: bool) -> list[LayerReport]:
@@ -48,7 +60,7 @@ def compute_first_rows(target: Target, family: Family, unpadded: bool) -> list[L
     heads = [head for head in target.heads if head.base_model is target.body]
     if not unpadded or not heads or not all(type(head) in family.first_row_heads for head in heads):
         return []
-    if family.attention is None:
+    if family.attention is None or family.first_rows_layer is None:
         return []
     last = family.last_layer(target.body)
     reason = _not_first_rows(target, family, heads)
@@ -56,19 +68,21 @@ def compute_first_rows(target: Target, family: Family, unpadded: bool) -> list[L
         change_class(last, family.with_first_rows(last))
         for head in heads:
             if not has_hook(head, FIRST_ROWS):
-                handle = head.register_forward_pre_hook(_say_which_rows_are_read, with_kwargs=True)
+                name = family.first_row_heads[type(head)]
+                hook = _SayWhichRowsAreRead(name, tuple(family.readers))
+                handle = head.register_forward_pre_hook(hook, with_kwargs=True)
                 keep_hook(head, FIRST_ROWS, handle)
-    number = len(getattr(target.body, family.encoder_name).layer) - 1
-    path = f"{family.encoder_name}.layer.{number}"
+    number = len(family.layers(target.body)) - 1
+    path = f"{family.encoder_name}.{family.layers_name}.{number}"
     return [_entry(target, path, last, FIRST_ROWS, reason)]
 
 
 def _not_first_rows(target: Target, family: Family, heads: list[Any]) -> str | None:
     """Returns why all rows of the last layer are computed, or None."""
-    layer = family.last_layer(target.body)
-    attention = layer.attention
+    attention = getattr(family.last_layer(target.body), family.attention_name)
     if FIRST_ROWS not in target.fuse:
         return f"all rows computed: {FIRST_ROWS} not chosen in fuse"
+    assert family.fused_attention is not None  # whoever leaves out rows has one
     if not isinstance(getattr(attention, "self", attention), family.fused_attention):
         return f"all rows computed: that needs {QKV} in fuse"
     readers = [family.reader(head, target.body) for head in heads]
@@ -76,14 +90,16 @@ def _not_first_rows(target: Target, family: Family, heads: list[Any]) -> str | N
     return f"all rows computed: {own[0]} may read them" if own else None
 
 
-def _not_fused(target: Target, name: str, part: nn.Module) -> str | None:
+def _not_fused(target: Target, name: str, mixin: type[Mixin], part: nn.Module) -> str | None:
     """Returns why a part is left as it is, or None."""
     if name not in target.fuse:
         return f"not fused: {name} not chosen in fuse"
     if name != GELU:
         return None
-    # The names of BERT's and of DistilBERT's.
-    activation = getattr(part, "intermediate_act_fn", None) or getattr(part, "activation", None)
+    name_of_activation = mixin.activation_name
+    if name_of_activation is None:
+        return None  # the exact GELU is part of its code
+    activation = getattr(part, name_of_activation)
     if not computes_gelu(activation):
         kind = getattr(activation, "__name__", type(activation).__name__)
         return f"not fused: its activation, {kind}, is not the exact GELU"
@@ -98,20 +114,30 @@ def _entry(
     return LayerReport(full, stock_name(part), what, reason or FUSIONS[name])
 
 
-def _say_which_rows_are_read(
-    head: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Before a head: tells the encoder that only first rows are read, unless others are seen."""
-    body = head.base_model
-    for name in ("output_hidden_states", "output_attentions"):
-        if kwargs.get(name) or getattr(body.config, name, False):
+@dataclass(frozen=True)
+class _SayWhichRowsAreRead:
+    """Before a head: tells the encoder that only first rows are read, unless others are seen.
+
+    It holds what it needs of the family, which a compiler could not trace into.
+    """
+
+    reader_name: str | None  # the head's or the body's part that picks the rows
+    readers: tuple[type[nn.Module], ...]
+
+    def __call__(
+        self, head: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        body = head.base_model
+        for name in ("output_hidden_states", "output_attentions"):
+            if kwargs.get(name) or getattr(body.config, name, False):
+                return None
+        if is_watched(body):
             return None
-    if is_watched(body, but=own_hooks(body)):
-        return None
-    family = families.of(body)
-    reader = None if family is None else family.reader(head, body)
-    if family is None or (reader is not None and not family.is_stock_reader(reader)):
-        return None  # replaced after the patch
-    if reader is not None and is_watched(reader):
-        return None
-    return args, {**kwargs, ONLY_FIRST_ROWS: True}
+        if self.reader_name is not None:
+            name = self.reader_name
+            reader = getattr(head, name, None) or getattr(body, name, None)
+            if reader is not None and not is_stock_reader(reader, self.readers):
+                return None  # replaced after the patch
+            if reader is not None and is_watched(reader):
+                return None
+        return args, {**kwargs, ONLY_FIRST_ROWS: True}

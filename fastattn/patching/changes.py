@@ -116,15 +116,11 @@ def has_hook(module: nn.Module, name: str) -> bool:
 
 
 def keep_hook(module: nn.Module, name: str, handle: RemovableHandle) -> None:
-    """Records a hook under a name."""
-    _changes(module).hooks[name] = handle
-
-
-def own_hooks(module: nn.Module) -> set[int]:
-    """Returns the ids of the hooks that are recorded."""
-    return (
-        {handle.id for handle in _changes(module).hooks.values()} if is_changed(module) else set()
-    )
+    """Records a hook under a name; removes the one that was there."""
+    hooks = _changes(module).hooks
+    if name in hooks:
+        hooks[name].remove()
+    hooks[name] = handle
 
 
 def settle(body: nn.Module, choices: dict[str, Any]) -> None:

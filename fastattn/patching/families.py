@@ -1,115 +1,60 @@
 """The families of encoders that get everything: what their parts are called, and what heads read.
 
-All but DistilBERT build their layers as BERT does, under names that begin with their own. So a
-family is described by the file of its model and that beginning; what a model lacks is skipped.
+All but a few build their layers as BERT does, under names that begin with their own. So a family
+is described by the file of its model and that beginning; what a model lacks is skipped.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from fastattn.modules import bert, distilbert
-from fastattn.modules.combined import Mixin, combined, stock_of
-from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, FirstRowsLayer
+from fastattn.modules import albert, bert, distilbert, esm
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
 from fastattn.modules.fused import FusedIntermediate, FusedOutput
+from fastattn.patching.family import Family, all_row_heads, row_losses
 from fastattn.patching.fusions import GELU, LAYER_NORM
 
-# File under transformers.models -> the beginning of its classes' names.
-_LIKE_BERT = {
-    "bert.modeling_bert": "Bert",
-    "roberta.modeling_roberta": "Roberta",
-    "xlm_roberta.modeling_xlm_roberta": "XLMRoberta",
-    "camembert.modeling_camembert": "Camembert",
-    "electra.modeling_electra": "Electra",
-    "data2vec.modeling_data2vec_text": "Data2VecText",
-}
-_DISTILBERT = "distilbert.modeling_distilbert"
 _MODELS = "transformers.models."
 
-
-@dataclass(frozen=True)
-class RowLoss:
-    """A head's loss over rows: it reads every row with a label."""
-
-    label: str  # the argument that asks for the loss
-    of_next: bool = False  # whether row i is scored against label i + 1
-
-
-@dataclass(frozen=True)
-class Family:
-    """One family's classes."""
-
-    encoder_name: str  # the body's attribute
-    parts: frozenset[type[nn.Module]]  # of the encoder down to attention, which run without padding
-    attention: type[nn.Module] | None  # calls the interface; None in Transformers 4.x
-    fused_attention: type[Mixin]
-    legacy_attention: frozenset[type[nn.Module]]  # those of Transformers 4.x that can be served
-    first_rows_layer: type[FirstRowsLayer]
-    first_rows_fused_layer: type[FirstRowsLayer]  # of a layer that is fused as a whole
-    # Stock class -> the name of its fusion, and the mixin that fuses it.
-    fusions: Mapping[type[nn.Module], tuple[str, type[Mixin]]]
-    row_losses: Mapping[type[nn.Module], RowLoss]
-    # Head that reads the first row of each sequence -> the part of it, or of its body, that does
-    # so, by name; None for the head's own forward.
-    first_row_heads: Mapping[type[nn.Module], str | None]
-    all_row_heads: tuple[type[nn.Module], ...]  # that treat every row alike
-    readers: frozenset[type[nn.Module]]  # the stock classes of the parts that are named
-
-    def last_layer(self, body: Any) -> Any:
-        """Returns the last layer of a body's encoder."""
-        return getattr(body, self.encoder_name).layer[-1]
-
-    def with_first_rows(self, layer: nn.Module) -> type[nn.Module]:
-        """Returns the class of a last layer that can leave out rows, fused as it is now."""
-        stock = stock_of(layer)
-        is_fused = stock in self.fusions and isinstance(layer, self.fusions[stock][1])
-        mixin = self.first_rows_fused_layer if is_fused else self.first_rows_layer
-        return combined(mixin, stock)
-
-    def reader(self, head: Any, body: Any) -> nn.Module | None:
-        """Returns the part that picks the first rows for a head, or None if there is none."""
-        name = self.first_row_heads.get(type(head))
-        return getattr(head, name, None) or getattr(body, name, None) if name else None
-
-    def is_stock_reader(self, reader: nn.Module) -> bool:
-        """Whether a part reads the first row of each sequence, and nothing else."""
-        # PEFT wraps the parts of a head that it trains in full.
-        reader = getattr(reader, "original_module", reader)
-        summary = getattr(reader, "summary_type", "first")
-        return type(reader) in self.readers and summary == "first"
+Find = Callable[..., tuple[type[nn.Module], ...]]
 
 
 def of(body: nn.Module) -> Family | None:
     """Returns the family of a body, or None if it has none. Subclasses count as well."""
     for cls in type(body).__mro__:
         file = cls.__module__.removeprefix(_MODELS)
-        if cls.__name__ == _LIKE_BERT.get(file, "") + "Model":
-            return _like_bert(file, _LIKE_BERT[file])
-        # In Transformers 4.x its layers have another shape, and so do its masks.
-        if (file, cls.__name__) == (_DISTILBERT, "DistilBertModel") and HAS_ATTENTION_INTERFACE:
-            return _distilbert()
+        prefix, describe, needs_interface = _FAMILIES.get(file, ("", None, False))
+        if describe and cls.__name__ == prefix + "Model":
+            # In Transformers 4.x these have layers of other shapes, or make other masks.
+            if needs_interface and not HAS_ATTENTION_INTERFACE:
+                return None
+            return _described(file)
     return None
 
 
 @functools.cache
-def _like_bert(file: str, prefix: str) -> Family:
-    """Describes a family that builds its layers as BERT does."""
+def _described(file: str) -> Family:
+    """Describes the family whose classes are in a file."""
+    prefix, describe, _ = _FAMILIES[file]
     modeling = importlib.import_module(_MODELS + file)
 
     def find(*ends: str) -> tuple[type[nn.Module], ...]:
         found = (getattr(modeling, prefix + end, None) for end in ends)
         return tuple(cls for cls in found if cls is not None)
 
+    return describe(find, modeling)
+
+
+def _like_bert(find: Find, modeling: Any, **differences: Any) -> Family:
+    """Describes a family that builds its layers as BERT does."""
     attention, *other_attention = find("SelfAttention", "SdpaSelfAttention")
     self_output, output, intermediate = find("SelfOutput", "Output", "Intermediate")
-    return Family(
-        encoder_name="encoder",
+    same: dict[str, Any] = dict(
         parts=frozenset((*find("Encoder", "Layer", "Attention"), attention)),
         attention=attention if HAS_ATTENTION_INTERFACE else None,
         fused_attention=bert.FusedSelfAttention,
@@ -117,11 +62,11 @@ def _like_bert(file: str, prefix: str) -> Family:
         first_rows_layer=bert.FirstRowsBertLayer,
         first_rows_fused_layer=bert.FirstRowsBertLayer,
         fusions={
-            self_output: (LAYER_NORM, FusedOutput),
-            output: (LAYER_NORM, FusedOutput),
-            intermediate: (GELU, FusedIntermediate),
+            self_output: ((LAYER_NORM, FusedOutput),),
+            output: ((LAYER_NORM, FusedOutput),),
+            intermediate: ((GELU, FusedIntermediate),),
         },
-        row_losses=_row_losses(find),
+        row_losses=row_losses(find),
         first_row_heads={
             **dict.fromkeys(find("ForNextSentencePrediction"), "pooler"),
             **dict.fromkeys(
@@ -133,64 +78,112 @@ def _like_bert(file: str, prefix: str) -> Family:
                 "sequence_summary" if find("SequenceSummary") else "pooler",
             ),
         },
-        all_row_heads=_all_row_heads(find),
+        all_row_heads=all_row_heads(find),
         readers=frozenset(find("Pooler", "ClassificationHead", "SequenceSummary")),
+        takes_packed=True,
+    )
+    return Family(**same | differences)
+
+
+def _layoutlm(find: Find, modeling: Any) -> Family:
+    """Describes LayoutLM, whose layers are BERT's and whose masks are not."""
+    return _like_bert(find, modeling, adds_mask=True, takes_packed=False)
+
+
+def _esm(find: Find, modeling: Any) -> Family:
+    """Describes ESM, whose layers are cut as BERT's are, and compute other things."""
+    (intermediate,) = find("Intermediate")
+    return _like_bert(
+        find,
+        modeling,
+        fused_attention=esm.FusedEsmSelfAttention,
+        first_rows_layer=esm.FirstRowsEsmLayer,
+        first_rows_fused_layer=esm.FirstRowsEsmLayer,
+        # Its LayerNorms stand before each half, where there is no sum to fuse them with.
+        fusions={intermediate: ((GELU, esm.FusedEsmIntermediate),)},
+        takes_packed=False,
     )
 
 
-@functools.cache
-def _distilbert() -> Family:
+def _distilbert(find: Find, modeling: Any) -> Family:
     """Describes DistilBERT, whose attention holds its output's projection."""
-    modeling: Any = importlib.import_module(_MODELS + _DISTILBERT)
-
-    def find(*ends: str) -> tuple[type[nn.Module], ...]:
-        found = (getattr(modeling, "DistilBert" + end, None) for end in ends)
-        return tuple(cls for cls in found if cls is not None)
-
+    (attention,) = find("SelfAttention")
     return Family(
         encoder_name="transformer",
-        parts=frozenset(
-            (modeling.Transformer, modeling.TransformerBlock, modeling.DistilBertSelfAttention)
-        ),
-        attention=modeling.DistilBertSelfAttention,
+        parts=frozenset((modeling.Transformer, modeling.TransformerBlock, attention)),
+        attention=attention,
         fused_attention=distilbert.FusedDistilBertAttention,
-        legacy_attention=frozenset(),
         first_rows_layer=distilbert.FirstRowsBlock,
         first_rows_fused_layer=distilbert.FirstRowsFusedBlock,
         fusions={
-            modeling.TransformerBlock: (LAYER_NORM, distilbert.FusedBlock),
-            modeling.FFN: (GELU, distilbert.FusedFFN),
+            modeling.TransformerBlock: ((LAYER_NORM, distilbert.FusedBlock),),
+            modeling.FFN: ((GELU, distilbert.FusedFFN),),
         },
-        row_losses=_row_losses(find),
+        row_losses=row_losses(find),
         first_row_heads=dict.fromkeys(find("ForSequenceClassification", "ForMultipleChoice")),
-        all_row_heads=_all_row_heads(find),
-        readers=frozenset(),
+        all_row_heads=all_row_heads(find),
+        takes_packed=True,
     )
 
 
-def _row_losses(find: Any) -> dict[type[nn.Module], RowLoss]:
-    """Returns the heads with losses over rows.
+def _albert(find: Find, modeling: Any) -> Family:
+    """Describes ALBERT, which runs one layer, or a few, many times."""
+    layer, attention = find("Layer", "Attention")
+    return Family(
+        layers_name="albert_layer_groups",
+        inner_layers_name="albert_layers",
+        parts=frozenset((*find("Transformer", "LayerGroup"), layer, attention)),
+        attention=attention,
+        fused_attention=albert.FusedAlbertAttention,
+        fusions={
+            attention: ((LAYER_NORM, albert.FusedAlbertOutput),),
+            layer: (
+                (GELU, albert.FusedAlbertIntermediate),
+                (LAYER_NORM, albert.FusedAlbertLayerOutput),
+            ),
+        },
+        row_losses=row_losses(find),
+        first_row_heads={},
+        all_row_heads=all_row_heads(find),
+        pooler_name=None,
+    )
 
-    ELECTRA's pretraining is not among them: it chooses its rows by the mask.
+
+def _modernbert(find: Find, modeling: Any) -> Family:
+    """Describes ModernBERT, which has no encoder around its layers.
+
+    Its query, key and value are one projection already, its LayerNorms stand before each half, and
+    its GELU is multiplied by a gate: there is nothing to fuse.
     """
-    by_label = find("ForTokenClassification", "ForMaskedLM")
-    losses = {cls: RowLoss("labels") for cls in by_label}
-    losses |= {
-        cls: RowLoss("labels")
-        for cls in find("ForPreTraining")
-        if hasattr(cls, "get_output_embeddings") and not cls.__name__.startswith("Electra")
-    }
-    losses |= {cls: RowLoss("labels", of_next=True) for cls in find("LMHeadModel", "ForCausalLM")}
-    return losses | {cls: RowLoss("start_positions") for cls in find("ForQuestionAnswering")}
-
-
-def _all_row_heads(find: Any) -> tuple[type[nn.Module], ...]:
-    """Returns the heads that treat every row alike. They may have a pooler all the same."""
-    return find(
-        "ForTokenClassification",
-        "ForMaskedLM",
-        "LMHeadModel",
-        "ForCausalLM",
-        "ForQuestionAnswering",
-        "ForPreTraining",
+    (attention,) = find("Attention")
+    return Family(
+        encoder_name="",
+        layers_name="layers",
+        attention_name="attn",
+        parts=frozenset((*find("Model", "EncoderLayer"), attention)),
+        attention=attention,
+        fused_attention=None,
+        fusions={},
+        row_losses=row_losses(find),
+        first_row_heads={},
+        # Multiple choice reads the first token, wherever it is.
+        all_row_heads=(*all_row_heads(find), *find("ForMultipleChoice")),
+        keeps_distances=True,
     )
+
+
+# File under transformers.models -> the beginning of its classes' names, what describes them, and
+# whether that is true of Transformers 5 alone.
+_FAMILIES: dict[str, tuple[str, Callable[[Find, Any], Family], bool]] = {
+    "bert.modeling_bert": ("Bert", _like_bert, False),
+    "roberta.modeling_roberta": ("Roberta", _like_bert, False),
+    "xlm_roberta.modeling_xlm_roberta": ("XLMRoberta", _like_bert, False),
+    "camembert.modeling_camembert": ("Camembert", _like_bert, False),
+    "electra.modeling_electra": ("Electra", _like_bert, False),
+    "data2vec.modeling_data2vec_text": ("Data2VecText", _like_bert, False),
+    "distilbert.modeling_distilbert": ("DistilBert", _distilbert, True),
+    "albert.modeling_albert": ("Albert", _albert, True),
+    "esm.modeling_esm": ("Esm", _esm, True),
+    "modernbert.modeling_modernbert": ("ModernBert", _modernbert, True),
+    "layoutlm.modeling_layoutlm": ("LayoutLM", _layoutlm, True),
+}

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 
 from fastattn.modules.encoder import (
@@ -30,7 +31,7 @@ from fastattn.modules.encoder import (
     MAX_SEQLEN,
 )
 from fastattn.patching.changes import has_hook, keep_hook
-from fastattn.patching.families import Family
+from fastattn.patching.family import Family
 from fastattn.patching.registry import Target
 
 _NAME = "packed"
@@ -45,9 +46,9 @@ def is_packed(kwargs: dict[str, Any]) -> bool:
 def serve_packed_batches(target: Target, family: Family) -> None:
     """Makes a body, and the heads around it, take batches without padding."""
     body = target.body
-    if family.attention is None:
+    if family.attention is None or not family.takes_packed:
         for module in (body, *target.heads):
-            _hook(module, _refuse_without_interface, None)
+            _hook(module, _refuse, None)
         return
     _hook(body, _BeforeBody(_places(body)), _pool_first_rows)
     for head in target.heads:
@@ -96,7 +97,7 @@ class _BeforeBody:
             return None
         kwargs = dict(zip(self.places, args, strict=False)) | kwargs
         ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
-        tokens = ids if ids is not None else embeds
+        tokens: Any = ids if ids is not None else embeds
         cu_seqlens = kwargs[CU_SEQLENS]
         _check(type(body).__name__, tokens, cu_seqlens, kwargs)
         kwargs[MAX_SEQLEN] = _longest(kwargs, tokens.shape[1])
@@ -208,15 +209,13 @@ def _ask_for_first_rows(
     return args, {**kwargs, FIRST_ROWS_OF_PACKED: True}
 
 
-def _refuse_without_interface(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    """Before a model of Transformers 4.x, whose heads hand down no keywords."""
+def _refuse(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before a model that takes none."""
     if is_packed(kwargs):
         raise ValueError(
-            f"{type(module).__name__}: cu_seq_lens_q must be left out with Transformers 4.x, whose "
-            "heads do not hand it down; got a batch of packed sequences. Use padded batches: a "
-            "patched model removes the padding."
+            f"{type(module).__name__}: cu_seq_lens_q must be left out, because this model does not "
+            f"hand it down, or reads the padded batch, in Transformers {transformers.__version__}; "
+            "got packed sequences. Use padded batches: a patched model removes the padding."
         )
 
 

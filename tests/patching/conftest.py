@@ -33,7 +33,11 @@ FAMILIES = {
     "Camembert": 1,
     "Electra": 0,
     "Data2VecText": 1,
-    **({"DistilBert": 0} if HAS_ATTENTION_INTERFACE else {}),
+    **(
+        {"DistilBert": 0, "Albert": 0, "LayoutLM": 0, "Esm": 1, "ModernBert": 0}
+        if HAS_ATTENTION_INTERFACE
+        else {}
+    ),
 }
 _ENDS = {
     "Model": (),
@@ -54,8 +58,12 @@ FAMILY_HEADS = {
     },
     "BertLMHeadModel": ("labels",),
     "ElectraForPreTraining": ("labels",),
+    **(
+        {"AlbertForPreTraining": ("labels", "sentence_order_label")}
+        if HAS_ATTENTION_INTERFACE
+        else {}
+    ),
 }
-# What DistilBERT's config calls the settings of BERT's.
 _DISTILBERT_NAMES = {
     "hidden_size": "dim",
     "num_hidden_layers": "n_layers",
@@ -64,6 +72,39 @@ _DISTILBERT_NAMES = {
     "hidden_dropout_prob": "dropout",
     "attention_probs_dropout_prob": "attention_dropout",
     "hidden_act": "activation",
+}
+_OWN_SETTINGS: dict[str, dict[str, Any]] = {
+    "DistilBert": {"qa_dropout": 0.0, "seq_classif_dropout": 0.0},
+    # Both kinds of layers, the one with a window that is shorter than the sequences.
+    "ModernBert": {
+        "local_attention": 6,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+    },
+    # An embedding of another size than the hidden states.
+    "Electra": {"embedding_size": 32, "summary_last_dropout": 0.0},
+    # The published models' activation is another one, which is not fused.
+    "Albert": {"embedding_size": 32, "classifier_dropout_prob": 0.0, "hidden_act": "gelu"},
+    # What the published models have.
+    "Esm": {
+        "position_embedding_type": "rotary",
+        "token_dropout": True,
+        "mask_token_id": 3,
+        "pad_token_id": 1,
+    },
+}
+# What configs call the settings of BERT's.
+_NAMES = {
+    "DistilBert": _DISTILBERT_NAMES,
+    "ModernBert": {
+        "hidden_dropout_prob": "mlp_dropout",
+        "attention_probs_dropout_prob": "attention_dropout",
+        "hidden_act": "hidden_activation",
+    },
 }
 PADDINGS = ("right", "left", "interior", "none", "absent")
 
@@ -96,14 +137,13 @@ def _make_bert(head: str, dtype: torch.dtype = torch.float32, **config: Any) -> 
     )
     settings |= config
     family = _family(head)
-    if family == "DistilBert":
-        settings = {_DISTILBERT_NAMES.get(name, name): x for name, x in settings.items()}
-        settings |= dict(qa_dropout=0.0, seq_classif_dropout=0.0)
-    elif family == "Electra":
-        # An embedding of another size than the hidden states.
-        settings = {"embedding_size": 32, "summary_last_dropout": 0.0, **settings}
+    names = _NAMES.get(family, {})
+    settings = {names.get(name, name): x for name, x in settings.items()}
+    settings = {**_OWN_SETTINGS.get(family, {}), **settings}
     model_config = getattr(transformers, f"{family}Config")(**settings)
-    model_config._attn_implementation = "eager"
+    # Some compute their eager softmax in float32, whatever the model's dtype.
+    in_float64 = dtype == torch.float64 and family in ("LayoutLM", "Esm", "ModernBert")
+    model_config._attn_implementation = "sdpa" if in_float64 else "eager"
     model = getattr(transformers, head)(model_config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -140,12 +180,16 @@ def _make_batch(head: str, padding: str = "right", labels: bool = True) -> dict[
         # These count positions from the tokens that are not padding.
         input_ids = input_ids.masked_fill(mask == 0, FAMILIES[family])
     batch: dict[str, Any] = dict(input_ids=input_ids, attention_mask=mask)
-    if family != "DistilBert":
+    if family not in ("DistilBert", "Esm", "ModernBert"):
         batch["token_type_ids"] = token_types
+    if family == "LayoutLM":
+        corner = torch.randint(0, 900, (4, SEQLEN, 2), generator=generator)
+        batch["bbox"] = torch.cat([corner, corner + 9], dim=-1)
     classes = torch.tensor([0, 1, 1, 0])
     made = {
         "labels": rows if head.endswith(_ROW_HEADS) else classes,
         "next_sentence_label": classes,
+        "sentence_order_label": classes,
         "start_positions": torch.tensor([1, 2, 3, 0]),
         "end_positions": torch.tensor([2, 3, 4, 0]),
     }
