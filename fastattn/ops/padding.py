@@ -102,14 +102,14 @@ torch.library.define(
 
 @torch.library.impl("fastattn::packed_layout", "default")
 def _packed_layout(mask: Tensor, starts: bool, not_empty: bool) -> tuple[Tensor, Tensor]:
-    wanted, rule = (mask[:, :1], "begin") if starts else (mask, "hold")
-    if (starts or not_empty) and not bool(wanted.any(dim=1).all()):
-        sequence = int((~wanted.any(dim=1)).nonzero()[0])
+    rule = "begin each sequence with" if starts else "give each sequence"
+    missing = ~(mask[:, :1] if starts else mask).any(dim=1)
+    if (starts or not_empty) and bool(missing.any()):
+        sequence = int(missing.nonzero()[0])
         raise ValueError(
-            f"patch: attention_mask must {rule} each sequence with a token in a compiled model, "
-            "whose graph cannot keep the padding of one batch and remove that of another; got "
-            f"padding in sequence {sequence}. Pad on the right, or use fastattn.patch(model, "
-            "unpad=False)."
+            f"patch: attention_mask must {rule} a token in a compiled model, whose graph cannot "
+            "keep the padding of one batch and remove that of another; got none there in sequence "
+            f"{sequence}. Pad on the right, or use fastattn.patch(model, unpad=False)."
         )
     layout = packed_layout(mask)
     return layout.indices, layout.cu_seqlens
