@@ -29,6 +29,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from fastattn.errors import BackendError
 from fastattn.ops.attention import attention
 from fastattn.ops.padding import PackedLayout
 
@@ -99,7 +100,9 @@ def attention_forward(
 
     Raises:
         ValueError: something is asked for that this function cannot serve.
+        BackendError: the model is being exported to ONNX, or traced.
     """
+    _refuse_foreign_graphs()
     _refuse_what_is_not_served(kwargs)
     q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     options: dict[str, Any] = {
@@ -276,6 +279,23 @@ def refuse_attention_weights(wanted: Any) -> None:
             "stored; got True. For these calls use fastattn.unpatch(model) if the model is patched "
             'and model.set_attn_implementation("eager").'
         )
+
+
+def _refuse_foreign_graphs() -> None:
+    """Raises BackendError while a graph is made that cannot hold our operators."""
+    if _makes_foreign_graph():
+        raise BackendError(
+            "fastattn: the model must be stock to be exported to ONNX or traced by torch.jit, "
+            "which know none of fastattn's operators; got one that runs on fastattn. Use "
+            'fastattn.unpatch(model) before, or model.set_attn_implementation("sdpa").'
+        )
+
+
+# Within torch.export, is_in_onnx_export() itself is False wherever it is.
+@torch.compiler.assume_constant_result
+def _makes_foreign_graph() -> bool:
+    # A trace would also take the padding of its example for that of every batch.
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 def _refuse_what_is_not_served(kwargs: dict[str, Any]) -> None:
