@@ -20,15 +20,16 @@ pytestmark = [
         torch.__version__ < "2.9", reason="older compilers guard on sizes that depend on data"
     ),
 ]
-HEADS = (
-    "BertForSequenceClassification",
-    "BertForTokenClassification",
-    "BertForQuestionAnswering",
-    "BertForMaskedLM",
+CASES = (
+    ("BertForSequenceClassification", "padded"),
+    ("BertForSequenceClassification", "packed"),
+    ("BertForTokenClassification", "padded"),
+    ("BertForQuestionAnswering", "padded"),
+    ("BertForMaskedLM", "packed"),
 )
 # The compiler takes the sizes of the first batch for constants, and learns from the second.
 FIRST = ((13, 5, 9, 1), (20, 20, 3, 7), (11, 2))
-LATER = ((30, 8, 8, 8, 4), (6, 6, 6), (17, 16, 2, 9, 9, 9, 4))
+LATER = ((30, 8, 8, 8, 4), (17, 16, 2, 9, 9, 9, 4))
 
 
 @pytest.fixture(autouse=True)
@@ -39,19 +40,16 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("form", ["padded", "packed"])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.slow  # a graph takes seconds to make, whatever the size of the model
+@pytest.mark.parametrize(("head", "form"), CASES)
 def test_no_graph_breaks_and_no_graph_per_batch(tools, head, form):
-    stock, ours = tools.pair(head)
+    stock, ours = tools.pair(head, num_hidden_layers=1)
     compiled = torch.compile(ours, backend="aot_eager")
     graphs = []
     for seed, lengths in enumerate(FIRST + LATER):
         batch = tools.batch(lengths, head, seed)
         given = tools.pack(batch) if form == "packed" else batch
-        # The packed loss of question answering is another; test_packed.py compares it with stock.
-        same_loss = form == "padded" or head != "BertForQuestionAnswering"
-        expected = tools.step(stock, batch) if same_loss else tools.step(ours, given)
-        tools.assert_same(tools.step(compiled, given, ours), expected)
+        tools.assert_same(tools.step(compiled, given, ours), tools.step(stock, batch))
         graphs.append(counters["stats"]["unique_graphs"])
     assert not counters["graph_break"]
     assert graphs[len(FIRST) - 1] == graphs[-1] <= 6

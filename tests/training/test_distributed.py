@@ -52,8 +52,9 @@ def _on_ranks(tools: Any, work: Any, folder: Path) -> list[Any]:
 def _wrap(model: Any, how: str) -> Any:
     if how == "ddp":
         return DistributedDataParallel(model)
-    for layer in model.bert.encoder.layer:
-        fully_shard(layer)
+    linear_layers = [x for x in model.modules() if isinstance(x, nn.Linear)]
+    for part in linear_layers if how == "fsdp2 of linear layers" else model.bert.encoder.layer:
+        fully_shard(part)
     return fully_shard(model)
 
 
@@ -91,11 +92,18 @@ class _Step:
         return _step(tools, rank, *self.arguments)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    ("how", "packed", "checkpointing"),
+    [
+        ("ddp", False, False),
+        ("ddp", True, True),
+        ("fsdp2", False, True),
+        ("fsdp2", True, False),
+        ("fsdp2 of linear layers", False, False),
+    ],
+)
 def test_the_step_is_that_of_one_process(tools, needs, tmp_path, how, packed, checkpointing):
-    needs(interface=packed, fully_shard=how == "fsdp2")
+    needs(interface=packed, fully_shard=how != "ddp")
     stock = tools.model()
     losses = [stock(**tools.batch(lengths, seed=rank)).loss for rank, lengths in enumerate(LENGTHS)]
     (sum(losses) / RANKS).backward()
