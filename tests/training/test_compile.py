@@ -15,10 +15,7 @@ pytestmark = [
     # Of the compiler, about itself, and about outputs that a hook sees.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*grad attribute of a Tensor that is not a leaf"),
-    pytest.mark.skipif(not HAS_ATTENTION_INTERFACE, reason="stock 4.x breaks graphs itself"),
-    pytest.mark.skipif(
-        torch.__version__ < "2.9", reason="older compilers guard on sizes that depend on data"
-    ),
+    pytest.mark.skipif(torch.__version__ < "2.9", reason="only tried with newer compilers"),
 ]
 CASES = (
     ("BertForSequenceClassification", "padded"),
@@ -43,6 +40,8 @@ def _fresh_compiler():
 @pytest.mark.slow  # a graph takes seconds to make, whatever the size of the model
 @pytest.mark.parametrize(("head", "form"), CASES)
 def test_no_graph_breaks_and_no_graph_per_batch(tools, head, form):
+    if form == "packed" and not HAS_ATTENTION_INTERFACE:
+        pytest.skip("heads of Transformers 4.x take no packed batches")
     stock, ours = tools.pair(head, num_hidden_layers=1)
     compiled = torch.compile(ours, backend="aot_eager")
     graphs = []
@@ -110,6 +109,7 @@ def test_what_a_graph_cannot_keep_padding_for_is_refused(tools):
     tools.assert_same(tools.step(compiled, batch, padded), tools.step(stock, batch))
 
 
+@pytest.mark.skipif(not HAS_ATTENTION_INTERFACE, reason="4.x computes all rows: none is missing")
 def test_a_sequence_without_tokens_is_refused(tools):
     ours = tools.model()
     fastattn.patch(ours, unpad=True)

@@ -22,8 +22,12 @@ try:
 except ImportError:  # before torch 2.6 it lies elsewhere, and is another
     fully_shard = None
 
-# Of Python 3.12; torch has one thread here.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+pytestmark = [
+    # Of Python 3.12; torch has one thread here.
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+    # That in-place operations on a linear layer's output would be wrong; there are none.
+    pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .FSDPLinear. returned a view"),
+]
 RANKS = 2
 LENGTHS = ((13, 5, 9, 1), (8, 8, 3, 12))  # of each rank's batch
 
