@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,25 @@ class Case:
             and issubclass(x, PreTrainedModel)
             and "pretrained" not in name.lower()
         )
+
+    def generates(self, class_name: str) -> bool:
+        """Whether a class generates text."""
+        cls = getattr(transformers, class_name)
+        return bool(cls.can_generate()) and (
+            self.decodes or cls.__name__.endswith(("ConditionalGeneration", "MTModel"))
+        )
+
+    def with_dropout(self, p: float) -> Case:
+        """Returns the case with every probability of dropping set to ``p``."""
+        config = getattr(transformers, f"{self.prefix}Config")(**self.settings)
+        names = [
+            name
+            for name, value in config.to_dict().items()
+            if name.endswith(("dropout", "dropout_prob", "dropout_rate", "pdrop"))
+            and isinstance(value, (int, float))
+            and not isinstance(value, bool)
+        ]
+        return replace(self, settings=self.settings | dict.fromkeys(names, p))
 
     def make(self, class_name: str) -> Any:
         """Makes a model with random weights, in float64, on Transformers' own attention."""

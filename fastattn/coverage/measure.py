@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastattn.coverage.cases import BATCH_SIZE, CASES, PADDINGS, SEQLEN, Case, make_batch, make_mask
+from fastattn.coverage.speed import speedup
 from fastattn.errors import PatchError
 from fastattn.patching import PatchReport, patch
 from fastattn.patching.attention_only import SERVED
@@ -27,15 +28,16 @@ class Row:
     num_heads: int  # classes that ran, the body among them
     attention: bool
     unpadded: bool
-    fused: bool
+    fused: tuple[str, ...]  # the fusions that apply to one of its classes or more
     error: float | None  # the largest, relative, over outputs and gradients; None if left stock
     generates: bool | None  # whether greedy tokens are those of stock; None if it does not generate
     reasons: tuple[str, ...]  # what was left, and why
+    speedup: float | None = None  # of a training step; None if it was not measured
 
 
 def measure(cases: Iterable[Case] = CASES) -> list[Row]:
-    """Runs every head of every model, stock and patched."""
-    return [measure_one(case) for case in cases]
+    """Runs every head of every model, stock and patched, and times a step of each model."""
+    return [replace(measure_one(case), speedup=speedup(case)) for case in cases]
 
 
 def measure_one(case: Case) -> Row:
@@ -58,13 +60,14 @@ def measure_one(case: Case) -> Row:
         if stock.can_generate():
             generated.append(_generates(case, stock, ours))
     done = [{layer.reason for layer in report.replaced} for report in reports]
-    fused = {FUSIONS["layer_norm"], FUSIONS["gelu"]}
+    # Some are for some heads alone.
+    fused = [name for name, text in FUSIONS.items() if any(text in x for x in done)]
     return Row(
         name=case.name,
         num_heads=len(classes),
         attention=bool(done) and all(SERVED in x for x in done),
         unpadded=bool(done) and any("padding removed" in y for x in done for y in x),
-        fused=bool(done) and all(fused <= x for x in done),
+        fused=tuple(fused),
         error=max(errors) if errors else None,
         generates=all(generated) if generated else None,
         reasons=tuple(reasons),
@@ -75,8 +78,8 @@ def _error(case: Case, stock: Any, ours: Any, padding: str) -> float:
     """Returns the largest difference of a step, relative to the largest number of its kind."""
     batch = make_batch(case, stock, padding)
     mask = make_mask(padding)
-    outputs, grads = _step(stock, batch, mask)
-    our_outputs, our_grads = _step(ours, batch, mask)
+    outputs, grads = step(stock, batch, mask)
+    our_outputs, our_grads = step(ours, batch, mask)
     if outputs.keys() != our_outputs.keys() or grads.keys() != our_grads.keys():
         return float("inf")
     largest = max(float(x.abs().max()) for x in grads.values())
@@ -88,7 +91,7 @@ def _error(case: Case, stock: Any, ours: Any, padding: str) -> float:
     return max(x if x == x else float("inf") for x in errors)
 
 
-def _step(
+def step(
     model: Any, batch: dict[str, Any], mask: Tensor | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Returns the outputs, rows of padding zero, and the gradients of a sum of all of them."""

@@ -30,6 +30,10 @@ import transformers
 from torch import Tensor
 
 from fastattn.errors import BackendError
+from fastattn.integrations.attention_weights import (
+    attention_and_weights,
+    attention_and_weights_of_packed,
+)
 from fastattn.ops.attention import attention
 from fastattn.ops.padding import PackedLayout
 
@@ -74,8 +78,9 @@ def attention_forward(
     cu_seq_lens_k: Tensor | None = None,
     max_length_q: int | None = None,
     max_length_k: int | None = None,
+    output_attentions: bool | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """Transformers' attention function on :func:`fastattn.attention`.
 
     Args:
@@ -94,9 +99,12 @@ def attention_forward(
         position_bias: added to the scores, broadcastable like a 4-D mask; gets a gradient.
         cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k: sequences laid one after the other
             in a batch of one, as padding-free collators make them.
+        output_attentions: whether the weights are wanted, as
+            :mod:`fastattn.integrations.attention_weights` computes them.
 
     Returns:
-        (batch, seqlen_q, num_heads, head_dim) and None: there are no attention weights to return.
+        (batch, seqlen_q, num_heads, head_dim) and the weights, (batch, num_heads, seqlen_q,
+        seqlen_k), or None if they are not wanted.
 
     Raises:
         ValueError: something is asked for that this function cannot serve.
@@ -113,20 +121,18 @@ def attention_forward(
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
 
-    is_ours = isinstance(attention_mask, PackedLayout)
     if isinstance(attention_mask, PackedLayout):
-        layout, attention_mask = attention_mask, None
-        cu_seq_lens_q, max_length_q = layout.cu_seqlens, layout.max_seqlen
+        if position_bias is not None:
+            options["bias"] = position_bias  # by sequence
+        window = None if sliding_window is None else sliding_window - 1
+        options |= {"causal": is_causal} if window is None else {"window": (window, window)}
+        return _attend_packed(q, k, v, attention_mask, bool(output_attentions), options)
     if cu_seq_lens_q is not None and (attention_mask is None or attention_mask.ndim != 4):
         _refuse_with_packed(attention_mask, position_bias, q)
+        _refuse_attention_weights_of_packed(output_attentions)
         max_length_q, max_length_k = _int(max_length_q), _int(max_length_k)
         longest = max_length_k or max_length_q or k.shape[1]
-        if is_ours and sliding_window is not None:
-            # A patched encoder looks to both sides. As in Transformers' flash attention, the
-            # layer's number counts the query itself.
-            options["window"] = (sliding_window - 1, sliding_window - 1)
-        else:
-            options |= _window(sliding_window, is_causal, longest, longest)
+        options |= _window(sliding_window, is_causal, longest, longest)
         out = attention(
             q[0],
             k[0],
@@ -150,8 +156,33 @@ def attention_forward(
                 position_bias = position_bias[..., : q.shape[1]]
         options |= _window(sliding_window, is_causal, q.shape[1], k.shape[1])
     key_padding_mask, bias = _split_mask(attention_mask, position_bias, q, k)
-    out = attention(q, k, v, key_padding_mask=key_padding_mask, bias=bias, **options)
-    return out, None
+    options |= {"key_padding_mask": key_padding_mask, "bias": bias}
+    if output_attentions:
+        out, weights = attention_and_weights(q, k, v, **options)
+        return out, torch.nn.functional.pad(weights, (0, key.shape[2] - k.shape[1]))
+    return attention(q, k, v, **options), None
+
+
+def _attend_packed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: PackedLayout,
+    output_attentions: bool,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`attention_forward` of a patched encoder, whose batch has no padding.
+
+    A window looks to both sides of the query. As in Transformers' flash attention, the layer's
+    number counts the query itself.
+    """
+    q, k, v = q[0], k[0], v[0]
+    if output_attentions:
+        out, weights = attention_and_weights_of_packed(q, k, v, layout, **options)
+        return out[None], weights
+    options |= {"cu_seqlens_q": layout.cu_seqlens, "max_seqlen_q": layout.max_seqlen}
+    out = attention(q, k, v, **options)
+    return out[None], None
 
 
 def attention_mask(
@@ -271,13 +302,13 @@ def _require_version() -> None:
         )
 
 
-def refuse_attention_weights(wanted: Any) -> None:
-    """Raises ValueError if the attention weights are wanted."""
+def _refuse_attention_weights_of_packed(wanted: Any) -> None:
+    """Raises ValueError if the weights are wanted of a batch that was never padded."""
     if wanted:
         raise ValueError(
-            "fastattn: output_attentions must be False, because the attention weights are never "
-            "stored; got True. For these calls use fastattn.unpatch(model) if the model is patched "
-            'and model.set_attn_implementation("eager").'
+            "fastattn: output_attentions must be False for sequences given by cu_seq_lens_q, "
+            "because there is no padded batch to lay the weights out in; got True. Pass a padded "
+            "batch with its attention_mask."
         )
 
 
@@ -295,12 +326,12 @@ def _refuse_foreign_graphs() -> None:
 @torch.compiler.assume_constant_result
 def _makes_foreign_graph() -> bool:
     # A trace would also take the padding of its example for that of every batch.
-    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return tracing or torch.onnx.is_in_onnx_export()
 
 
 def _refuse_what_is_not_served(kwargs: dict[str, Any]) -> None:
     """Raises if a keyword with a value could change the result and is not known here."""
-    refuse_attention_weights(kwargs.get("output_attentions"))
     for name, value in kwargs.items():
         if value is None or value is False or name in _WITHOUT_EFFECT:
             continue

@@ -109,15 +109,15 @@ class LegacySelfAttention(Mixin):
         past_key_values: Any = None,
         output_attentions: bool = False,
         cache_position: Tensor | None = None,
-    ) -> tuple[Tensor, None]:
-        """Takes what the stock layer does; returns (batch, seqlen, hidden) and no weights.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Takes what the stock layer does; returns the weights if they are asked for.
 
         Raises:
-            ValueError: a head mask, attention weights, a cache or cross-attention is asked for.
+            ValueError: a head mask, a cache or cross-attention is asked for.
         """
         projected = products((self.query, self.key, self.value), hidden_states)
         query, key, value = (split_heads(self, x).transpose(1, 2) for x in projected)
-        out, _ = attention_forward(
+        out, weights = attention_forward(
             self,
             query,
             key,
@@ -130,7 +130,7 @@ class LegacySelfAttention(Mixin):
             past_key_values=past_key_values,
             output_attentions=output_attentions,
         )
-        return out.flatten(-2), None
+        return out.flatten(-2), weights
 
 
 def attend_first_rows(

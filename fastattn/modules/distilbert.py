@@ -22,8 +22,8 @@ from fastattn.modules.fused import (
     add_norm,
     computes_gelu,
     drops_plainly,
+    is_called_for_its_class,
     is_plain,
-    is_watched,
     product,
     products,
     serve,
@@ -53,15 +53,16 @@ class FusedDistilBertAttention(Mixin):
         """Takes and returns what the stock layer does."""
         if self.config._attn_implementation != NAME:
             return super().forward(hidden_states, attention_mask, **kwargs)
-        return self.out_lin(self.context(hidden_states, attention_mask, **kwargs)), None
+        context, weights = self.context(hidden_states, attention_mask, **kwargs)
+        return self.out_lin(context), weights
 
     def context(
         self, hidden_states: Tensor, attention_mask: Tensor | PackedLayout | None, **kwargs: Any
-    ) -> Tensor:
-        """Attention without the projection of its output: (batch, seqlen, hidden)."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention without the projection of its output, (batch, seqlen, hidden), and weights."""
         projected = products((self.q_lin, self.k_lin, self.v_lin), hidden_states)
         query, key, value = (split_heads(self, x).transpose(1, 2) for x in projected)
-        out, _ = attention_forward(
+        out, weights = attention_forward(
             self,
             query,
             key,
@@ -71,7 +72,7 @@ class FusedDistilBertAttention(Mixin):
             scaling=self.scaling,
             **kwargs,
         )
-        return out.flatten(-2)
+        return out.flatten(-2), weights
 
     def forward_first_rows(self, rows: Tensor, tokens: Tensor, layout: PackedLayout) -> Tensor:
         """Attention of the first row of each sequence over all of its rows.
@@ -131,9 +132,10 @@ class FusedBlock(Mixin):
         if (
             is_a(attention, FusedDistilBertAttention)
             and attention.config._attn_implementation == NAME
-            and _is_called_for_its_class(attention)
+            and is_called_for_its_class(attention)
+            and not kwargs.get("output_attentions")  # which hooks on attention's output record
         ):
-            context = attention.context(hidden_states, attention_mask, **kwargs)
+            context, _ = attention.context(hidden_states, attention_mask, **kwargs)
             return self.finish(context, hidden_states)
         out, _ = attention(hidden_states, attention_mask=attention_mask, **kwargs)
         return self.after_attention(add_norm(self.sa_layer_norm, out, None, hidden_states))
@@ -148,7 +150,7 @@ class FusedBlock(Mixin):
         ffn, norm = self.ffn, self.output_layer_norm
         in_parts = (
             stock_of(ffn) is modeling_distilbert.FFN
-            and _is_called_for_its_class(ffn)
+            and is_called_for_its_class(ffn)
             and not ffn.chunk_size_feed_forward
             and drops_plainly(ffn.dropout)
         )
@@ -189,8 +191,3 @@ class FirstRowsFusedBlock(FirstRowsLayer, FusedBlock):
     def first_rows_attention(self) -> Any:
         """The block's attention."""
         return self.attention
-
-
-def _is_called_for_its_class(module: nn.Module) -> bool:
-    """Whether a call does what the module's class says: no hook sees it, no wrapper is in place."""
-    return not is_watched(module) and "forward" not in module.__dict__

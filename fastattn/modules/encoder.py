@@ -20,6 +20,7 @@ from fastattn.ops.padding import (
     compiled_layout,
     dense_layout,
     gather_rows,
+    has_gaps,
     packed_layout,
     packed_rows,
     pad_input,
@@ -61,6 +62,8 @@ class UnpaddedEncoder(Mixin):
 
     # Whether masks are added to the scores: 0 where there is a token, the least number elsewhere.
     mask_is_added = not HAS_ATTENTION_INTERFACE
+    # Whether two tokens must be as far apart without padding as with it.
+    keeps_distances = False
     # Whether the model reads the first row of each sequence even where that row is padding.
     first_row_is_read = False
 
@@ -83,14 +86,16 @@ class UnpaddedEncoder(Mixin):
         mask = self._padding_mask(attention_mask, hidden_states, kwargs)
         has_padding, layout = False, None
         if mask is not None:
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() and not self.keeps_distances:
                 has_padding = True
                 starts = self.first_row_is_read
                 layout = compiled_layout(mask, starts=starts, not_empty=only_first_rows)
             else:
-                has_padding, layout = _layout(mask, self.first_row_is_read)
+                has_padding, layout = _layout(mask, self.first_row_is_read, self.keeps_distances)
             layout = None if keep_padding else layout
-        if only_first_rows and not has_padding and (attention_mask is None or mask is not None):
+        # A bias by distance is smaller for packed sequences, even where nothing is removed.
+        is_worth_it = only_first_rows or self.keeps_distances
+        if is_worth_it and not has_padding and (attention_mask is None or mask is not None):
             layout = dense_layout(hidden_states)
         if layout is not None:
             # A sequence without tokens has no first row.
@@ -98,8 +103,16 @@ class UnpaddedEncoder(Mixin):
             layout = layout._replace(only_first_rows=only_first_rows)
             return self._forward_packed(hidden_states, layout, *args, **kwargs)
         if mask is not None:
-            attention_mask = mask[:, None, None, :] if has_padding else None
-        return super().forward(hidden_states, attention_mask, *args, **kwargs)
+            attention_mask = self._stock_mask(mask) if has_padding else None
+        return self.forward_padded(hidden_states, attention_mask, *args, **kwargs)
+
+    def _stock_mask(self, mask: Tensor) -> Tensor:
+        """Returns a (batch, seqlen) mask in a form that the layers take."""
+        return mask[:, None, None, :]
+
+    def forward_padded(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The stock encoder."""
+        return super().forward(hidden_states, *args, **kwargs)
 
     def _forward_sequences(
         self, hidden_states: Tensor, only_first_rows: bool, *args: Any, **kwargs: Any
@@ -209,13 +222,22 @@ class FirstRowsLayer(Mixin):
         return self.finish(context[None], rows[None])
 
 
-def _layout(mask: Tensor, first_row_is_read: bool) -> tuple[bool, PackedLayout | None]:
-    """Returns whether there is padding, and the layout without it if it is to be removed."""
+@torch.compiler.disable
+def _layout(
+    mask: Tensor, first_row_is_read: bool, keeps_distances: bool
+) -> tuple[bool, PackedLayout | None]:
+    """Returns whether there is padding, and the layout without it if it is to be removed.
+
+    What depends on the mask's values is here, in one place: a compiler cannot trace it. It comes
+    here for the sake of distances alone; for the rest there is compiled_layout.
+    """
     layout = packed_layout(mask)
     if layout.total == mask.numel():
         return False, None
     if layout.total == 0:
         return True, None  # the stock layers cannot reshape zero rows
     if first_row_is_read and bool((mask.any(dim=1) & ~mask[:, 0]).any()):
+        return True, None
+    if keeps_distances and has_gaps(mask):
         return True, None
     return True, layout

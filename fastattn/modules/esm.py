@@ -2,6 +2,7 @@
 
 attention.self     query, key, value      FusedEsmSelfAttention
 intermediate       dense, gelu            FusedEsmIntermediate
+output, twice      dense                  FusedEsmOutput
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from fastattn.integrations.transformers import NAME, attention_forward
 from fastattn.modules.bert import attend_first_rows, dropout_p, split_heads
 from fastattn.modules.combined import Mixin
 from fastattn.modules.encoder import FirstRowsLayer
-from fastattn.modules.fused import product, products, serve
+from fastattn.modules.fused import applied, product, products, serve
 from fastattn.ops.gelu import bias_gelu
 from fastattn.ops.padding import PackedLayout
 
@@ -115,6 +116,18 @@ class FusedEsmIntermediate(Mixin):
         if not serve(hidden_states):
             return super().forward(hidden_states)
         return bias_gelu(*product(self.dense, hidden_states))
+
+
+class FusedEsmOutput(Mixin):
+    """The end of each half of a layer."""
+
+    word: ClassVar = "Fused"
+    dense: nn.Module
+    dropout: Any
+
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        """(..., in_features) and the residual (..., hidden) -> (..., hidden)."""
+        return self.dropout(applied(self.dense, hidden_states)) + input_tensor
 
 
 class FirstRowsEsmLayer(FirstRowsLayer):

@@ -248,6 +248,23 @@ def packed_rows(x: Tensor, layout: PackedLayout) -> Tensor:
     return gather_rows(rows, layout.indices)[None]
 
 
+def has_gaps(mask: Tensor) -> bool:
+    """Whether padding lies inside a sequence of a (batch, seqlen) bool mask; waits for the device.
+
+    Packed, the tokens on its two sides are less far apart.
+    """
+    begins = mask[:, 1:] & ~mask[:, :-1]
+    return bool((begins.sum(dim=1) + mask[:, 0] > 1).any())
+
+
+def sequence_slots(layout: PackedLayout) -> Tensor:
+    """Where tokens lie in a (batch * max_seqlen) batch of sequences from their first token on."""
+    lengths = layout.cu_seqlens.diff().long()
+    sequence = torch.repeat_interleave(lengths, output_size=layout.total)
+    position = torch.arange(layout.total, device=lengths.device) - layout.cu_seqlens[sequence]
+    return sequence * layout.max_seqlen + position
+
+
 def gather_rows(rows: Tensor, indices: Tensor) -> Tensor:
     """Returns ``rows[indices]``; the indices must be distinct."""
     return _GatherRows.apply(rows, indices)

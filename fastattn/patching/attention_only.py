@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastattn.errors import PatchError
+from torch import Tensor
+
 from fastattn.integrations.transformers import (
     NAME,
     calls_attention_interface,
     layer_calls_attention_interface,
-    refuse_attention_weights,
 )
+from fastattn.patching import families
 from fastattn.patching.changes import change_config, has_hook, keep_hook
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
@@ -27,10 +28,12 @@ def patch_body(target: Target) -> list[LayerReport]:
     if reason is not None:
         return target.report_attention(LEFT, reason)
     attention = switch_attention(target)
-    if not has_hook(target.body, "weights"):
-        handle = target.body.register_forward_pre_hook(_refuse_attention_weights, with_kwargs=True)
-        keep_hook(target.body, "weights", handle)
-    why = "unpad=False" if target.unpad is False else f"not yet supported for {kind}"
+    if target.unpad is False:
+        why = "unpad=False"
+    elif families.needs_newer(target.body):
+        why = f"{kind} needs a newer Transformers for that"
+    else:
+        why = f"not yet supported for {kind}"
     return [LayerReport(target.name, kind, LEFT, f"encoder not unpadded: {why}"), *attention]
 
 
@@ -53,29 +56,51 @@ def switch_attention(target: Target) -> list[LayerReport]:
 
     Returns:
         An entry for each attention layer.
-
-    Raises:
-        PatchError: the config asks for attention weights.
     """
-    config = target.body.config
-    if getattr(config, "output_attentions", False):
-        raise PatchError(
-            "patch: config.output_attentions must be False, because attention weights are never "
-            f"stored; got True for {type(target.body).__name__}. Set it to False, or leave the "
-            "model unpatched."
-        )
     change_config(target.body, target.holders_of_config, NAME)
+    if not has_hook(target.body, "weights"):
+        handle = target.body.register_forward_pre_hook(_hand_down_the_wish, with_kwargs=True)
+        keep_hook(target.body, "weights", handle)
+        handle = target.body.register_forward_hook(_check_weights, with_kwargs=True)
+        keep_hook(target.body, "returned weights", handle)
     return [_report(name, layer) for name, layer in target.attention]
 
 
-def _refuse_attention_weights(body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Before a body: raises if attention weights are asked for.
+def _wants_weights(body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of a body asks for attention weights, itself or by the config."""
+    if body.config._attn_implementation != NAME:
+        return False
+    wanted = kwargs.get("output_attentions")
+    return bool(getattr(body.config, "output_attentions", False) if wanted is None else wanted)
 
-    Most models hand the wish down to attention, which refuses it. GPT-2, OPT and others keep it to
-    themselves, and would return no weights where there should be some.
+
+def _hand_down_the_wish(
+    body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Before a body: makes of a wish in the config one that attention layers hear of."""
+    if _wants_weights(body, args, kwargs):
+        return args, {**kwargs, "output_attentions": True}
+    return None
+
+
+def _check_weights(body: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+    """After a body: raises if weights were asked for and are not there.
+
+    Most models hand the wish down to their attention layers. Some keep it to themselves, and would
+    return no weights where there should be some.
     """
-    if body.config._attn_implementation == NAME:
-        refuse_attention_weights(kwargs.get("output_attentions"))
+    if not _wants_weights(body, args, kwargs):
+        return
+    values = outputs if isinstance(outputs, tuple) else outputs.to_tuple()
+    tuples = [x for x in values if isinstance(x, tuple) and x]
+    if any(all(isinstance(y, Tensor) and y.ndim == 4 for y in x) for x in tuples):
+        return
+    kind = type(body).__name__
+    raise ValueError(
+        f"fastattn: output_attentions must be False for {kind}, because it does not tell its "
+        "attention layers; got True. For these calls use fastattn.unpatch(model) and "
+        'model.set_attn_implementation("eager").'
+    )
 
 
 def _report(name: str, layer: Any) -> LayerReport:

@@ -12,7 +12,8 @@ Where one would, the batch keeps its padding, so that the loss and every gradien
 - the loss of question answering is a softmax over all rows;
 - the loss of token-level heads reads padding rows that are labelled other than -100.
 
-``unpad=True`` removes padding there as well; ``unpad=False`` never does.
+``unpad=True`` removes padding there as well; ``unpad=False`` never does. Where a window or a bias
+counts the distance of two tokens, padding between them is part of it, and always stays.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from fastattn.modules.bert import LegacySelfAttention
 from fastattn.modules.combined import combined, stock_of
-from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, KEEP_PADDING, UnpaddedEncoder
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, KEEP_PADDING
 from fastattn.ops.padding import labels_padding, packed_layout, pad_input
 from fastattn.patching import families, packed_inputs
 from fastattn.patching.arguments import argument, remember, with_argument
@@ -85,31 +86,39 @@ def _patch_attention(target: Target, family: Family) -> list[LayerReport]:
     if reason is not None:
         return target.report_attention(LEFT, reason)
     for _, layer in target.attention:
-        change_class(layer, combined(LegacySelfAttention, stock_of(layer)))
+        change_class(layer, combined(family.own_attention or LegacySelfAttention, stock_of(layer)))
+    if family.own_attention:
+        return target.report_attention(REPLACED, SERVED)
     # Anything but "sdpa" makes the model hand down one mask row for all queries.
     change_attribute(target.body, "attn_implementation", "fastattn")
     return target.report_attention(REPLACED, SERVED)
 
 
 def _not_served_without_interface(target: Target, family: Family) -> str | None:
-    """Returns why the model of Transformers 4.x cannot be served, or None."""
+    """Returns why attention that does not call the interface cannot be served, or None."""
     config = target.body.config
-    if config.is_decoder:
-        kind = type(target.body).__name__.removesuffix("Model").upper()
-        return f"a {kind} decoder needs Transformers 5, where {kind} has an attention interface"
-    if config.position_embedding_type != "absolute":
-        return f"position_embedding_type is {config.position_embedding_type}, not absolute"
     own = [
         type(layer).__name__
         for _, layer in target.attention
         if stock_of(layer) not in family.legacy_attention
     ]
-    return f"{own[0]} is an attention of its own" if own else None
+    if own:
+        return f"{own[0]} is an attention of its own"
+    if family.own_attention:
+        return None
+    if config.is_decoder:
+        kind = type(target.body).__name__.removesuffix("Model").upper()
+        return f"a {kind} decoder needs Transformers 5, where {kind} has an attention interface"
+    if config.position_embedding_type != "absolute":
+        return f"position_embedding_type is {config.position_embedding_type}, not absolute"
+    return None
 
 
 def _not_unpaddable(target: Target, family: Family, attention: list[LayerReport]) -> str | None:
     """Returns why the padding around the encoder stays, or None."""
     body = target.body
+    if family.never_unpadded:
+        return f"not unpadded: {family.never_unpadded}"
     if target.unpad is False:
         return "not unpadded: unpad=False"
     if any(layer.what == LEFT for layer in attention):
@@ -132,6 +141,8 @@ def _not_unpaddable(target: Target, family: Family, attention: list[LayerReport]
 def _parts(body: Any, family: Family) -> list[nn.Module]:
     """Returns the encoder and what in it runs on hidden states, down to attention."""
     parts = [family.encoder(body)]
+    convolution = getattr(parts[0], "conv", None)  # over neighbours, in some of DeBERTa's
+    parts += [] if convolution is None else [convolution]
     for layer in family.layers(body):
         parts.append(layer)
         for inner in getattr(layer, family.inner_layers_name or "", (layer,)):
@@ -162,8 +173,8 @@ def _unpadded(target: Target, family: Family) -> str:
                 exceptions.append("start_positions are given: that loss reads padding rows")
             else:
                 exceptions.append("padding rows have labels other than -100")
-    if family.keeps_distances:
-        exceptions.append("padding lies inside a sequence: windows count it")
+    if family.counts_distances:
+        exceptions.append(f"padding lies inside a sequence: {family.counts_distances}")
     text = f"padding removed once around {target.body.config.num_hidden_layers} layers"
     return text + (f", kept if {', or '.join(exceptions)}" if exceptions else "")
 
@@ -178,19 +189,20 @@ def _remove_padding(target: Target, family: Family) -> None:
     serve_packed_batches(target, family)
     for head, loss in _row_losses(target, family).items():
         if exact and not has_hook(head, "loss"):
-            hook = _KeepRowsTheLossReads(loss, family.takes_keep_padding)
+            hook = _KeepRowsTheLossReads(loss, family.says_keep_by)
             keep_hook(head, "loss", head.register_forward_pre_hook(hook, with_kwargs=True))
 
 
 def _unpad_encoder(body: Any, family: Family, first_row_is_read: bool) -> None:
     """Removes padding between a body's embeddings and its encoder."""
     encoder = family.encoder(body)
-    change_class(encoder, combined(UnpaddedEncoder, stock_of(encoder)))
+    change_class(encoder, combined(family.unpadded_encoder, stock_of(encoder)))
     change_attribute(encoder, "first_row_is_read", first_row_is_read)
     if family.adds_mask:
         change_attribute(encoder, "mask_is_added", True)
     if not has_hook(body, "mask"):
-        handle = body.register_forward_pre_hook(_keep_what_masks_say, with_kwargs=True)
+        hook = _hand_mask_on if family.hands_mask_on else _keep_what_masks_say
+        handle = body.register_forward_pre_hook(hook, with_kwargs=True)
         keep_hook(body, "mask", handle)
         handle = body.register_forward_hook(_pad_hidden_states, with_kwargs=True, prepend=True)
         keep_hook(body, "hidden_states", handle)
@@ -232,6 +244,17 @@ def _keep_what_masks_say(
         return None
     full = mask.expand(*mask.shape[:-2], mask.shape[-1], mask.shape[-1])
     return with_argument(body, args, kwargs, "attention_mask", full)
+
+
+def _hand_mask_on(
+    body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The same before a body that makes other masks of 2-D ones: makes the encoder's here."""
+    mask = argument(body, args, kwargs, "attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        ready = (mask != 0)[:, None, None, :]
+        return with_argument(body, args, kwargs, "attention_mask", ready)
+    return _keep_what_masks_say(body, args, kwargs)
 
 
 def _pad_hidden_states(
@@ -279,7 +302,7 @@ class _KeepRowsTheLossReads:
     """
 
     loss: RowLoss
-    by_keyword: bool
+    says_keep_by: str
 
     def __call__(
         self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -295,8 +318,10 @@ class _KeepRowsTheLossReads:
             return with_argument(head, args, kwargs, "attention_mask", checked)
         if not self._reads_padding(labels, is_token):
             return None
-        if self.by_keyword:
+        if self.says_keep_by == "keyword":
             return args, {**kwargs, KEEP_PADDING: True}
+        if self.says_keep_by == "column":
+            return with_argument(head, args, kwargs, "attention_mask", mask[:, :, None])
         batch_size, seqlen = mask.shape
         # A mask with a row for each query is taken as it is, and keeps all rows.
         full = is_token[:, None, :].expand(batch_size, seqlen, seqlen)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fastattn.modules.combined import Mixin, combined, stock_of
+from fastattn.modules.combined import Mixin, combined, is_a, stock_of
 from fastattn.modules.encoder import ONLY_FIRST_ROWS
 from fastattn.modules.fused import computes_gelu, is_watched
 from fastattn.patching.changes import change_class, has_hook, keep_hook
@@ -30,16 +30,17 @@ def fuse_layers(target: Target, family: Family) -> list[LayerReport]:
 
 
 def project_together(target: Target, family: Family) -> list[LayerReport]:
-    """Makes attention layers that go through the interface project q, k and v at once.
+    """Makes attention layers that are served project q, k and v at once.
 
     Returns:
         An entry for each layer, if their projections are three.
     """
-    if family.attention is None or family.fused_attention is None:
+    if family.fused_attention is None or (family.attention or family.own_attention) is None:
         return []
     entries = []
     for name, layer in target.attention:
-        if stock_of(layer) is not family.attention:
+        served = family.own_attention and is_a(layer, family.own_attention)
+        if stock_of(layer) is not family.attention and not served:
             continue
         reason = None if QKV in target.fuse else f"not fused: {QKV} not chosen in fuse"
         if reason is None and not isinstance(layer, family.fused_attention):

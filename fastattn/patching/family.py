@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from fastattn.modules.combined import Mixin, combined, stock_of
-from fastattn.modules.encoder import FirstRowsLayer
+from fastattn.modules.encoder import FirstRowsLayer, UnpaddedEncoder
 
 # The fusions of one stock class: their names, and the mixins that make them.
 Fusions = tuple[tuple[str, type[Mixin]], ...]
@@ -28,7 +28,7 @@ class Family:
     """One family's classes."""
 
     parts: frozenset[type[nn.Module]]  # of the encoder down to attention, which run without padding
-    attention: type[nn.Module] | None  # calls the interface; None in Transformers 4.x
+    attention: type[nn.Module] | None  # calls the interface; None if it does not
     fused_attention: type[Mixin] | None  # None if q, k and v are one projection already
     fusions: Mapping[type[nn.Module], Fusions]
     row_losses: Mapping[type[nn.Module], RowLoss]
@@ -40,7 +40,10 @@ class Family:
     layers_name: str = "layer"  # the encoder's attribute
     inner_layers_name: str | None = None  # the layer's attribute, if it is a group of layers
     attention_name: str = "attention"  # the layer's attribute
-    legacy_attention: frozenset[type[nn.Module]] = frozenset()  # in 4.x, those that can be served
+    # Of those that do not call the interface, the ones that can be served, and what serves them.
+    legacy_attention: frozenset[type[nn.Module]] = frozenset()
+    own_attention: type[Mixin] | None = None  # None: LegacySelfAttention, in Transformers 4.x
+    unpadded_encoder: type[UnpaddedEncoder] = UnpaddedEncoder
     # Of a last layer, and of one that is fused as a whole; None if it computes all rows.
     first_rows_layer: type[FirstRowsLayer] | None = None
     first_rows_fused_layer: type[FirstRowsLayer] | None = None
@@ -48,15 +51,15 @@ class Family:
     pooler_name: str | None = "pooler"  # the body's part that picks first rows; None: the body does
     never_unpadded: str | None = None  # why no batch of this family has padding to remove
     adds_mask: bool = False  # whether the encoder's masks are added to the scores
-    # Whether the distance of two tokens must be the same with padding and without.
-    keeps_distances: bool = False
+    # Whether the distance of two tokens must be the same with padding and without: what counts it.
+    counts_distances: str | None = None
+    # Whether the encoder gets a (batch, seqlen) mask only if the body is given one made ready.
+    hands_mask_on: bool = False
+    # How a head says that it reads rows of padding: "mask", with a row for each query; "keyword",
+    # where a mask could not say it; "column", a (batch, seqlen, 1) mask.
+    says_keep_by: str = "mask"
     # Whether a batch may come without padding, as packed sequences.
     takes_packed: bool = False
-
-    @property
-    def takes_keep_padding(self) -> bool:
-        """Whether heads say by a keyword, not by a mask with a row per query, to keep padding."""
-        return self.adds_mask or self.keeps_distances
 
     def encoder(self, body: Any) -> Any:
         """Returns the part of a body that runs without padding."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 QKV = "qkv"
 LAYER_NORM = "layer_norm"
 GELU = "gelu"
+LINEAR = "linear"
 FIRST_ROWS = "first_rows"
 
 # Name -> what a report says of a layer that is served.
@@ -14,6 +15,7 @@ FUSIONS = {
     QKV: "query, key and value are projected together",
     LAYER_NORM: "bias, dropout, residual and LayerNorm in one operator, on the CPU",
     GELU: "bias and GELU in one operator, on the CPU",
+    LINEAR: "its products on the faster of torch's kernel and ours, on the CPU",
     FIRST_ROWS: "computes the rows that the head reads: the first of each sequence",
 }
 

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from fastattn.integrations.transformers import NAME
 from fastattn.modules.encoder import KEEP_PADDING
-from fastattn.ops.padding import PackedLayout, dense_layout, packed_layout, packed_rows, pad_input
+from fastattn.ops.padding import (
+    PackedLayout,
+    dense_layout,
+    has_gaps,
+    packed_layout,
+    packed_rows,
+    pad_input,
+)
 from fastattn.patching.arguments import argument, with_argument
 
 # The layers choose between these by their kind.
@@ -88,11 +95,7 @@ def _layout_of_mask(
         return None
     if first_row_is_read and bool((mask.any(dim=1) & ~mask[:, 0]).any()):
         return None
-    # Padding inside a sequence is part of the distance that a window measures.
-    begins = mask[:, 1:] & ~mask[:, :-1]
-    if bool((begins.sum(dim=1) + mask[:, 0] > 1).any()):
-        return None
-    return layout
+    return None if has_gaps(mask) else layout  # a window measures distances
 
 
 def pad_outputs(

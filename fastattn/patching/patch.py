@@ -18,28 +18,31 @@ def patch(
 ) -> PatchReport:
     """Makes a Transformers model run on fastattn, in place, with the same results.
 
-    BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT and data2vec-text, alone, under any of
-    their heads or inside another module, get fused attention and layers, and padding is removed
-    once around the whole encoder. Other models that call Transformers' attention interface get the
-    attention. Only this model object changes: no class, no function and no other model. Parameters
-    and state_dict keys stay, so optimizers, checkpoints and ``save_pretrained`` do too. Patching
-    again changes nothing.
+    BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT, data2vec-text, ALBERT, ModernBERT, ESM,
+    LayoutLM, MPNet and DeBERTa-v2, alone, under any of their heads or inside another module, get
+    fused attention and layers, and padding is removed once around the whole encoder. Other models
+    that call Transformers' attention interface get the attention. Only this model object changes:
+    no class, no function and no other model. Parameters and state_dict keys stay, so optimizers,
+    checkpoints and ``save_pretrained`` do too. Patching again changes nothing.
 
     For the models that are named, what differs from stock: rows of padding in the last hidden
     state, in ``hidden_states`` and in logits per token are those of zero states; forward hooks on
-    the layers see (1, total tokens, hidden); attention weights are refused, not returned; dropout
-    draws other random bits, by the rule in :mod:`fastattn.dropout`.
+    the layers see (1, total tokens, hidden); attention weights, where asked for, are zero in rows
+    of padding that was removed; dropout draws other random bits, by the rule in
+    :mod:`fastattn.dropout`.
 
     Args:
         model: a Transformers model, or a module that holds one, also one wrapped by PEFT. Patch
             before wrapping a model with FSDP or ``torch.compile``.
         unpad: None removes padding wherever no result depends on padding rows and keeps it in a
             batch where one does: a pooler, or a head for sequences, of a sequence that begins with
-            padding, and losses over rows of padding (question answering; labels other than -100).
-            True always removes it. False never does.
+            padding, losses over rows of padding (question answering; labels other than -100), and
+            padding inside a sequence where distances are counted (ModernBERT, MPNet, DeBERTa-v2).
+            True removes it there as well, but for the last. False never does.
         fuse: the parts of a layer beside attention that are fused: True for all of them, False for
             none, or names. "qkv": the query, key and value projections; "layer_norm": bias,
-            dropout, residual and LayerNorm; "gelu": bias and GELU; "first_rows": under a head for
+            dropout, residual and LayerNorm; "gelu": bias and GELU; "linear": products on the faster
+            of torch's kernel and ours, where no other part has them; "first_rows": under a head for
             sequences, the last layer computes the row that the head reads, and no other. It
             computes all rows when hidden states are asked for, or a hook sees them.
 
@@ -49,7 +52,7 @@ def patch(
     Raises:
         TypeError: model is not a module.
         ValueError: fuse holds an unknown name.
-        PatchError: nothing can be patched, or the model's config asks for attention weights.
+        PatchError: nothing can be patched, or the model is patched already with other choices.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(

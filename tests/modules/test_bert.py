@@ -37,7 +37,7 @@ def test_the_encoder_called_alone(model):
 @pytest.mark.skipif(HAS_ATTENTION_INTERFACE, reason="an attention of Transformers 4.x alone")
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("head_mask", torch.ones(2)), ("past_key_values", ()), ("output_attentions", True)],
+    [("head_mask", torch.ones(2)), ("past_key_values", ())],
 )
 def test_what_the_attention_of_transformers_4_refuses(model, name, value):
     layer = model.encoder.layer[0].attention.self

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastattn.ops.padding import gather_rows, pad_input, scatter_rows, unpad_input
+from fastattn.ops.padding import (
+    dense_layout,
+    gather_rows,
+    has_gaps,
+    packed_layout,
+    packed_rows,
+    pad_input,
+    scatter_rows,
+    sequence_slots,
+    unpad_input,
+)
 
 MASKS = {
     "right": [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]],
@@ -81,3 +91,36 @@ def test_wrong_masks():
 def test_wrong_indices():
     with pytest.raises(ValueError, match=r"pad_input: indices must hold one row .* got shape \(3"):
         pad_input(torch.zeros(2, 1), torch.arange(3), 2, 3)
+
+
+def test_where_tokens_lie_from_their_first_on():
+    mask = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 1]]).bool()
+    layout = packed_layout(mask)
+    slots = sequence_slots(layout)
+    assert slots.tolist() == [0, 1, 3, 4, 5, 9, 10]
+    assert slots.shape == layout.indices.shape
+
+
+def test_gaps():
+    for rows, expected in (
+        ([[1, 1, 0], [0, 1, 1]], False),
+        ([[0, 1, 0], [0, 0, 0]], False),
+        ([[1, 0, 1], [1, 1, 1]], True),
+        ([[1, 1, 1], [1, 1, 1]], False),
+    ):
+        assert has_gaps(torch.tensor(rows).bool()) == expected
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_packed_rows(rows):
+    """Of one row for all sequences, too; the gradient goes back to where it came from."""
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 1, 1, 0]]).bool()
+    x = torch.randn(rows, 4, 2, dtype=torch.float64, requires_grad=True)
+    layout = packed_layout(mask)
+    packed = packed_rows(x, layout)
+    assert torch.equal(packed[0], x.expand(3, 4, 2)[mask])
+    packed.sum().backward()
+    counts = mask.sum(0, keepdim=True) if rows == 1 else mask
+    assert torch.equal(x.grad, counts[:, :, None].double().expand_as(x))
+    whole = dense_layout(torch.zeros(3, 4))
+    assert torch.equal(packed_rows(x, whole)[0], x.expand(3, 4, 2).flatten(0, 1))

@@ -34,7 +34,15 @@ FAMILIES = {
     "Electra": 0,
     "Data2VecText": 1,
     **(
-        {"DistilBert": 0, "Albert": 0, "LayoutLM": 0, "Esm": 1, "ModernBert": 0}
+        {
+            "DistilBert": 0,
+            "Albert": 0,
+            "LayoutLM": 0,
+            "Esm": 1,
+            "ModernBert": 0,
+            "MPNet": 1,
+            "DebertaV2": 0,
+        }
         if HAS_ATTENTION_INTERFACE
         else {}
     ),
@@ -89,7 +97,18 @@ _OWN_SETTINGS: dict[str, dict[str, Any]] = {
     "Electra": {"embedding_size": 32, "summary_last_dropout": 0.0},
     # The published models' activation is another one, which is not fused.
     "Albert": {"embedding_size": 32, "classifier_dropout_prob": 0.0, "hidden_act": "gelu"},
-    # What the published models have.
+    # What the published models have, here and below.
+    "DebertaV2": {
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "position_buckets": 8,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+        "cls_dropout": 0.0,
+    },
+    "MPNet": {"pad_token_id": 1},
     "Esm": {
         "position_embedding_type": "rotary",
         "token_dropout": True,
@@ -180,7 +199,7 @@ def _make_batch(head: str, padding: str = "right", labels: bool = True) -> dict[
         # These count positions from the tokens that are not padding.
         input_ids = input_ids.masked_fill(mask == 0, FAMILIES[family])
     batch: dict[str, Any] = dict(input_ids=input_ids, attention_mask=mask)
-    if family not in ("DistilBert", "Esm", "ModernBert"):
+    if family not in ("DistilBert", "Esm", "ModernBert", "MPNet"):
         batch["token_type_ids"] = token_types
     if family == "LayoutLM":
         corner = torch.randint(0, 900, (4, SEQLEN, 2), generator=generator)
@@ -315,6 +334,12 @@ def family_head(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=list(FAMILIES)[1:])
 def family(request: pytest.FixtureRequest) -> str:
     """The beginning of the class names of each family but BERT."""
+    return request.param
+
+
+@pytest.fixture(params=list(FAMILIES))
+def any_family(request: pytest.FixtureRequest) -> str:
+    """The beginning of the class names of each family."""
     return request.param
 
 

@@ -53,13 +53,13 @@ def test_padded_and_packed_drop_the_same_weights(
     assert not torch.equal(run_step(packed, batch).loss, steps[0].loss)
 
 
-def test_the_law_is_that_of_stock(make_bert, make_batch):
+def test_the_law_is_that_of_stock(make_bert, make_batch, any_family):
     """Mean and spread of the logits under dropout agree with the stock model's."""
     num_draws = 200
-    batch = make_batch("BertForSequenceClassification")
+    batch = make_batch(any_family + "ForSequenceClassification")
     draws = []
     for patched in (False, True):
-        model = make_bert("BertForSequenceClassification", **BOTH)
+        model = make_bert(any_family + "ForSequenceClassification", **BOTH)
         if patched:
             fastattn.patch(model)
         with torch.no_grad():

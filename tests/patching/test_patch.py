@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,14 +22,16 @@ from transformers import (
     DeepseekV3Model,
     EncoderDecoderConfig,
     EncoderDecoderModel,
+    ErnieConfig,
+    ErnieModel,
     EsmConfig,
     EsmModel,
     GPT2Config,
     GPT2LMHeadModel,
     GptOssConfig,
     GptOssModel,
-    MPNetConfig,
-    MPNetModel,
+    MegatronBertConfig,
+    MegatronBertModel,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -331,30 +334,19 @@ def test_without_transformers(monkeypatch):
 
 
 def test_a_family_without_the_attention_interface():
-    config = MPNetConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-    model = MPNetModel(config)
+    config = MegatronBertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = MegatronBertModel(config)
     before = list(_state(model))
-    with pytest.raises(fastattn.PatchError, match="MPNetModel does not call the attention"):
-        fastattn.patch(model)
-    assert list(_state(model)) == before
-
-
-def test_attention_weights_in_the_config(make_bert):
-    if not HAS_ATTENTION_INTERFACE:
-        pytest.skip("refused at the call in Transformers 4.x")
-    model = make_bert(HEAD)
-    model.config.output_attentions = True
-    before = list(_state(model))
-    with pytest.raises(fastattn.PatchError, match=r"config.output_attentions must be False"):
+    with pytest.raises(fastattn.PatchError, match="MegatronBertModel does not call the attention"):
         fastattn.patch(model)
     assert list(_state(model)) == before
 
 
 def test_a_failing_patch_changes_nothing(make_bert):
-    if not HAS_ATTENTION_INTERFACE:
-        pytest.skip("refused at the call in Transformers 4.x")
     model = nn.ModuleList([make_bert("BertModel"), make_bert("BertModel")])
-    model[1].config.output_attentions = True
+    fastattn.patch(model[1], fuse=False)
     before = list(_state(model))
     with pytest.raises(fastattn.PatchError):
         fastattn.patch(model)
@@ -476,9 +468,9 @@ def test_relative_positions_are_left():
 @needs_interface
 def test_other_models_get_the_attention_alone():
     torch.manual_seed(0)
-    config = EsmConfig(**_tiny(max_position_embeddings=20, pad_token_id=1, mask_token_id=3))
+    config = ErnieConfig(**_tiny(max_position_embeddings=20))
     config._attn_implementation = "eager"
-    model = EsmModel(config).double().eval()
+    model = ErnieModel(config).double().eval()
     before = list(_state(model))
     mask = torch.tensor([[1] * 6, [1, 1, 0, 0, 0, 0]])
     batch = dict(input_ids=torch.randint(4, 50, (2, 6)), attention_mask=mask)
@@ -486,11 +478,32 @@ def test_other_models_get_the_attention_alone():
     report = fastattn.patch(model)
     assert len(report.replaced) == 2
     assert [(x.name, x.reason) for x in report.left] == [
-        ("", "encoder not unpadded: not yet supported for EsmModel")
+        ("", "encoder not unpadded: not yet supported for ErnieModel")
     ]
     torch.testing.assert_close(model(**batch).last_hidden_state, expected)
     fastattn.unpatch(model)
     assert list(_state(model)) == before
+
+
+@pytest.mark.skipif(HAS_ATTENTION_INTERFACE, reason="unpadded from Transformers 5 on")
+def test_models_that_are_unpadded_later():
+    config = EsmConfig(**_tiny(max_position_embeddings=20, pad_token_id=1, mask_token_id=3))
+    report = fastattn.patch(EsmModel(config))
+    assert [x.reason for x in report.left] == [
+        "encoder not unpadded: EsmModel needs a newer Transformers for that"
+    ]
+
+
+def test_patching_a_large_model_takes_no_time(make_bert):
+    """24 layers, as BERT-large has, in 50 ms; the width is nothing to it."""
+    model = make_bert(HEAD, num_hidden_layers=24)
+    times_ms = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        fastattn.patch(model)
+        times_ms.append(1e3 * (time.perf_counter() - begin))
+        fastattn.unpatch(model)
+    assert min(times_ms) <= 50
 
 
 @needs_interface

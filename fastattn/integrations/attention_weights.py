@@ -1,0 +1,117 @@
+"""The attention weights of Transformers' ``output_attentions``, computed anew for who asks.
+
+They are stock's: after dropout, in the layout of the padded batch. Where padding was removed, its
+queries have no states, so their rows are zero; stock fills such rows with weights of no meaning.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastattn import dropout
+from fastattn.ops.attention import attention
+from fastattn.ops.checks import check_window
+from fastattn.ops.padding import PackedLayout, pad_input, sequence_slots
+from fastattn.ops.probabilities import attention_probabilities
+
+
+def attention_and_weights(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """:func:`fastattn.attention` of a batch, and its weights.
+
+    Args:
+        q, k, v: (batch, seqlen, num_heads or num_heads_kv, head_dim).
+        options: those of :func:`fastattn.attention`.
+
+    Returns:
+        out, and (batch, num_heads, seqlen_q, seqlen_k).
+    """
+    q, k, v = _autocast(q, k, v)
+    seed = _next_seed(q.device) if options.get("dropout_p") else None
+    out, lse = attention(q, k, v, return_lse=True, **options)
+    return out, _weights(q, k, lse, seed, options)
+
+
+def attention_and_weights_of_packed(
+    q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """The same for a batch without its padding.
+
+    Args:
+        q, k, v: (total, num_heads or num_heads_kv, head_dim).
+
+    Returns:
+        out, and (batch, num_heads, seqlen, seqlen), zero wherever there is padding.
+    """
+    q, k, v = _autocast(q, k, v)
+    seed = _next_seed(q.device) if options.get("dropout_p") else None
+    out, lse = attention(
+        q,
+        k,
+        v,
+        cu_seqlens_q=layout.cu_seqlens,
+        max_seqlen_q=layout.max_seqlen,
+        return_lse=True,
+        **options,
+    )
+    # Each sequence from its own start on: (batch, max_seqlen, ...).
+    slots = sequence_slots(layout)
+    padded_q, padded_k, padded_lse = (
+        pad_input(x, slots, layout.batch_size, layout.max_seqlen)
+        for x in (q, k, lse.transpose(0, 1))
+    )
+    is_token = torch.arange(layout.max_seqlen, device=q.device) < layout.cu_seqlens.diff()[:, None]
+    padded_lse = padded_lse.transpose(1, 2).masked_fill(~is_token[:, None], float("-inf"))
+    options["key_padding_mask"] = is_token
+    compact = _weights(padded_q, padded_k, padded_lse, seed, options)
+    # To where the tokens were; whatever is padding reads a row, or column, of zeros.
+    where = torch.full((layout.batch_size * layout.seqlen,), layout.max_seqlen, device=q.device)
+    where = where.index_copy(0, layout.indices, slots % layout.max_seqlen).view(
+        layout.batch_size, 1, -1
+    )
+    heads, seqlen = compact.shape[1], layout.seqlen
+    compact = F.pad(compact, (0, 1, 0, 1))
+    rows = where[..., None].expand(-1, heads, -1, layout.max_seqlen + 1)
+    cols = where[:, :, None].expand(-1, heads, seqlen, -1)
+    return out, compact.gather(2, rows).gather(3, cols)
+
+
+def _weights(
+    q: Tensor, k: Tensor, lse: Tensor, seed: Tensor | None, options: dict[str, Any]
+) -> Tensor:
+    """Returns the weights for the options of a call."""
+    scale = options.get("softmax_scale")
+    return attention_probabilities(
+        q,
+        k,
+        lse,
+        softmax_scale=q.shape[-1] ** -0.5 if scale is None else scale,
+        key_padding_mask=options.get("key_padding_mask"),
+        bias=options.get("bias"),
+        window=check_window(options.get("window", (-1, -1)), options.get("causal", False)),
+        softcap=options.get("softcap", 0.0),
+        dropout_p=options.get("dropout_p", 0.0),
+        seed=seed,
+    )
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Casts as attention does, so that the weights come from the same numbers."""
+    device_type = tensors[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(x.to(dtype) if x.dtype == torch.float32 else x for x in tensors)
+
+
+def _next_seed(device: torch.device) -> Tensor:
+    """Returns the seed that the next call of attention on the device will draw."""
+    twin = torch.Generator(device)
+    if device.type == "cpu":
+        twin.set_state(torch.get_rng_state())
+    else:
+        twin.set_state(torch.get_device_module(device).get_rng_state(device))
+    return dropout.draw_seed(device, twin)
