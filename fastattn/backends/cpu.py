@@ -325,6 +325,7 @@ def peak(dtype: str, rounds: int, num_threads: int) -> int:
     return int(_C.cpu_peak(dtype, rounds, num_threads))
 
 
+@torch.compiler.assume_constant_result
 def prefers_own_matmul() -> bool:
     """Whether our float32 matrix product is the faster one on this CPU."""
     return _C is not None and _C.cpu_prefers_own_matmul()

@@ -29,6 +29,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from fastattn.errors import BackendError
 from fastattn.integrations.attention_weights import (
     attention_and_weights,
     attention_and_weights_of_packed,
@@ -107,7 +108,9 @@ def attention_forward(
 
     Raises:
         ValueError: something is asked for that this function cannot serve.
+        BackendError: the model is being exported to ONNX, or traced.
     """
+    _refuse_foreign_graphs()
     _refuse_what_is_not_served(kwargs)
     q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     options: dict[str, Any] = {
@@ -303,6 +306,24 @@ def _refuse_attention_weights_of_packed(wanted: Any) -> None:
             "because there is no padded batch to lay the weights out in; got True. Pass a padded "
             "batch with its attention_mask."
         )
+
+
+def _refuse_foreign_graphs() -> None:
+    """Raises BackendError while a graph is made that cannot hold our operators."""
+    if _makes_foreign_graph():
+        raise BackendError(
+            "fastattn: the model must be stock to be exported to ONNX or traced by torch.jit, "
+            "which know none of fastattn's operators; got one that runs on fastattn. Use "
+            'fastattn.unpatch(model) before, or model.set_attn_implementation("sdpa").'
+        )
+
+
+# Within torch.export, is_in_onnx_export() itself is False wherever it is.
+@torch.compiler.assume_constant_result
+def _makes_foreign_graph() -> bool:
+    # A trace would also take the padding of its example for that of every batch.
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return tracing or torch.onnx.is_in_onnx_export()
 
 
 def _refuse_what_is_not_served(kwargs: dict[str, Any]) -> None:

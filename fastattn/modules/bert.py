@@ -144,7 +144,7 @@ def attend_first_rows(
         query,
         key,
         value,
-        cu_seqlens_q=torch.arange(len(query) + 1, dtype=torch.int32, device=query.device),
+        cu_seqlens_q=torch.arange(query.shape[0] + 1, dtype=torch.int32, device=query.device),
         cu_seqlens_k=layout.cu_seqlens,
         max_seqlen_q=1,
         max_seqlen_k=layout.max_seqlen,

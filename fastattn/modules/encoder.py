@@ -17,12 +17,14 @@ from fastattn.modules.combined import Mixin, is_a
 from fastattn.modules.fused import is_watched
 from fastattn.ops.padding import (
     PackedLayout,
+    compiled_layout,
     dense_layout,
     gather_rows,
     has_gaps,
     packed_layout,
     packed_rows,
     pad_input,
+    sequences_layout,
 )
 
 # In Transformers 4.x BERT and its relatives choose among attention classes and make additive masks;
@@ -32,6 +34,15 @@ HAS_ATTENTION_INTERFACE = not hasattr(modeling_bert, "BertSdpaSelfAttention")
 
 # The keyword by which a head tells the encoder that it reads no row but the first of each sequence.
 ONLY_FIRST_ROWS = "only_first_rows"
+
+# The keywords of a batch without padding, (1, total), as Transformers names them, and the one by
+# which a head asks for (batch, 1, hidden), the first row of each of its sequences.
+CU_SEQLENS = "cu_seq_lens_q"
+MAX_SEQLEN = "max_length_q"
+PACKED = (CU_SEQLENS, "cu_seq_lens_k", MAX_SEQLEN, "max_length_k")
+FIRST_ROWS_OF_PACKED = "first_rows_of_packed"
+# What a head for question answering keeps from its own loss; it passes by here.
+HIDDEN_SPANS = "spans_of_packed"
 
 # The keyword by which a head tells the encoder that it reads rows of padding.
 KEEP_PADDING = "keep_padding"
@@ -69,11 +80,18 @@ class UnpaddedEncoder(Mixin):
         mask arrives as. Any other mask says more than which rows are padding: all rows run.
         """
         only_first_rows = kwargs.pop(ONLY_FIRST_ROWS, False) and self._may_leave_out_rows()
+        if kwargs.get(CU_SEQLENS) is not None:
+            return self._forward_sequences(hidden_states, only_first_rows, *args, **kwargs)
         keep_padding = kwargs.pop(KEEP_PADDING, False)
         mask = self._padding_mask(attention_mask, hidden_states, kwargs)
         has_padding, layout = False, None
         if mask is not None:
-            has_padding, layout = _layout(mask, self.first_row_is_read, self.keeps_distances)
+            if torch.compiler.is_compiling() and not self.keeps_distances:
+                has_padding = True
+                starts = self.first_row_is_read
+                layout = compiled_layout(mask, starts=starts, not_empty=only_first_rows)
+            else:
+                has_padding, layout = _layout(mask, self.first_row_is_read, self.keeps_distances)
             layout = None if keep_padding else layout
         # A bias by distance is smaller for packed sequences, even where nothing is removed.
         is_worth_it = only_first_rows or self.keeps_distances
@@ -95,6 +113,27 @@ class UnpaddedEncoder(Mixin):
     def forward_padded(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The stock encoder."""
         return super().forward(hidden_states, *args, **kwargs)
+
+    def _forward_sequences(
+        self, hidden_states: Tensor, only_first_rows: bool, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Runs the stock layers on a batch that came without padding, (1, total, hidden).
+
+        The last hidden state is that of all rows, or, if a head wants them, of first rows.
+        """
+        cu_seqlens, _, max_seqlen, _ = (kwargs.pop(name, None) for name in PACKED)
+        first_rows = kwargs.pop(FIRST_ROWS_OF_PACKED, False)
+        kwargs.pop(HIDDEN_SPANS, None)
+        layout = sequences_layout(hidden_states, cu_seqlens, max_seqlen)
+        layout = layout._replace(only_first_rows=only_first_rows and first_rows)
+        outputs = super().forward(hidden_states, layout, *args, **kwargs)
+        if not first_rows:
+            return outputs
+        rows = outputs[0][0]
+        if not layout.only_first_rows:
+            rows = gather_rows(rows, layout.first_rows)
+        outputs.last_hidden_state = rows[:, None]
+        return outputs
 
     def _forward_packed(
         self, hidden_states: Tensor, layout: PackedLayout, *args: Any, **kwargs: Any
@@ -189,7 +228,8 @@ def _layout(
 ) -> tuple[bool, PackedLayout | None]:
     """Returns whether there is padding, and the layout without it if it is to be removed.
 
-    What depends on the mask's values is here, in one place: a compiler cannot trace it.
+    What depends on the mask's values is here, in one place: a compiler cannot trace it. It comes
+    here for the sake of distances alone; for the rest there is compiled_layout.
     """
     layout = packed_layout(mask)
     if layout.total == mask.numel():

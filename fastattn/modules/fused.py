@@ -12,7 +12,6 @@ called as it is; and where there are no kernels for a tensor's device, so is the
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +32,8 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+# Whose hooks are no one's that looks on.
+_KNOWN = ("transformers.", "fastattn.patching.")
 
 
 def is_plain(module: Any, kind: type[nn.Module]) -> bool:
@@ -44,16 +45,16 @@ def is_plain(module: Any, kind: type[nn.Module]) -> bool:
     )
 
 
-def is_watched(module: nn.Module, but: Collection[int] = ()) -> bool:
-    """Whether there are hooks on a module, or on all modules, other than those with ids ``but``.
+def is_watched(module: nn.Module) -> bool:
+    """Whether there are hooks on a module, or on all modules, other than ours.
 
     Those by which Transformers records outputs do not count: they stay once they were needed, and
     whether they are in use now is known otherwise.
     """
     return torch.nn.modules.module._has_any_global_hook() or any(
-        key not in but and not getattr(hook, "__module__", "").startswith("transformers.")
+        not getattr(hook, "__module__", "").startswith(_KNOWN)
         for name in _HOOKS
-        for key, hook in getattr(module, name, {}).items()
+        for hook in getattr(module, name, {}).values()
     )
 
 

@@ -66,7 +66,8 @@ def _is_ours(x: Tensor, parameters: Sequence[Tensor]) -> bool:
         and x.dtype == torch.float32
         and all(p.dtype == torch.float32 and p.device == x.device for p in parameters)
         and parameters[0].ndim == 2
-        and x.numel() >= _MIN_ROWS * parameters[0].shape[1]
+        # A graph that is compiled serves batches of all sizes, and mostly large ones.
+        and (torch.compiler.is_compiling() or x.numel() >= _MIN_ROWS * parameters[0].shape[1])
         and not torch.is_autocast_enabled("cpu")
         and cpu.prefers_own_matmul()
     )

@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._library import fake_impl
+
+_IGNORED_LABEL = -100
 
 
 class PackedLayout(NamedTuple):
@@ -69,6 +72,116 @@ def packed_layout(attention_mask: Tensor) -> PackedLayout:
     indices = mask.flatten().nonzero().flatten()
     longest, shortest = (int(lengths.max()), int(lengths.min())) if batch_size else (0, 0)
     return PackedLayout(indices, cu_seqlens, longest, shortest, batch_size, seqlen)
+
+
+def compiled_layout(attention_mask: Tensor, *, starts: bool, not_empty: bool) -> PackedLayout:
+    """Computes the packed layout of a padded batch in a graph that is being compiled.
+
+    The graph serves every batch, so nothing in it may depend on the mask but the tokens' number.
+    The longest length is not known, only that it is at most seqlen.
+
+    Args:
+        attention_mask: (batch, seqlen) bool, True = token.
+        starts: whether every sequence must begin with a token.
+        not_empty: whether every sequence must have a token.
+
+    Raises:
+        ValueError: when the graph runs, if they do not.
+    """
+    batch_size, seqlen = attention_mask.shape
+    indices, cu_seqlens = torch.ops.fastattn.packed_layout(attention_mask, starts, not_empty)
+    shortest = 1 if starts or not_empty else 0
+    return PackedLayout(indices, cu_seqlens, seqlen, shortest, batch_size, seqlen)
+
+
+# An operator, because tracing what it does would ask for the mask's values.
+torch.library.define(
+    "fastattn::packed_layout", "(Tensor mask, bool starts, bool not_empty) -> (Tensor, Tensor)"
+)
+
+
+@torch.library.impl("fastattn::packed_layout", "default")
+def _packed_layout(mask: Tensor, starts: bool, not_empty: bool) -> tuple[Tensor, Tensor]:
+    rule = "begin each sequence with" if starts else "give each sequence"
+    missing = ~(mask[:, :1] if starts else mask).any(dim=1)
+    if (starts or not_empty) and bool(missing.any()):
+        sequence = int(missing.nonzero()[0])
+        raise ValueError(
+            f"patch: attention_mask must {rule} a token in a compiled model, whose graph cannot "
+            "keep the padding of one batch and remove that of another; got none there in sequence "
+            f"{sequence}. Pad on the right, or use fastattn.patch(model, unpad=False)."
+        )
+    layout = packed_layout(mask)
+    return layout.indices, layout.cu_seqlens
+
+
+@torch.library.register_fake("fastattn::packed_layout")
+def _packed_layout_fake(mask: Tensor, starts: bool, not_empty: bool) -> tuple[Tensor, Tensor]:
+    total = _unknown_size(torch.library.get_ctx())
+    indices = mask.new_empty(total, dtype=torch.int64)
+    return indices, mask.new_empty(mask.shape[0] + 1, dtype=torch.int32)
+
+
+def _unknown_size(context: Any) -> Any:
+    """Returns a size that the compiler does not know.
+
+    ``new_dynamic_size`` breaks the graph unless ``capture_dynamic_output_shape_ops`` is set, which
+    is for operators that a user may not want in the graph. This one was made for it.
+    """
+    shape_env = getattr(context, "_shape_env", None)
+    allocate = getattr(fake_impl, "allocate_size", None)
+    if shape_env is None or allocate is None:
+        return context.new_dynamic_size()
+    return allocate(shape_env)
+
+
+def labels_padding(is_token: Tensor, labels: Tensor, of_next: bool) -> bool:
+    """Whether a row of padding is scored, which waits for the device.
+
+    Args:
+        is_token: (batch, seqlen) bool.
+        labels: (batch, seqlen), -100 where nothing is scored.
+        of_next: whether row i is scored against label i + 1.
+    """
+    has_label = labels != _IGNORED_LABEL
+    if of_next:
+        has_label, is_token = has_label[:, 1:], is_token[:, :-1]
+    return bool((has_label & ~is_token).any())
+
+
+# Returns the mask again, so that a compiler does not leave the check out.
+torch.library.define(
+    "fastattn::unlabelled_padding", "(Tensor is_token, Tensor labels, bool of_next) -> Tensor"
+)
+
+
+@torch.library.impl("fastattn::unlabelled_padding", "default")
+def _unlabelled_padding(is_token: Tensor, labels: Tensor, of_next: bool) -> Tensor:
+    if labels_padding(is_token, labels, of_next):
+        raise ValueError(
+            "patch: labels must be -100 where attention_mask is 0 in a compiled model, whose graph "
+            "cannot keep the padding of one batch and remove that of another; got others. Label "
+            "padding -100, or use fastattn.patch(model, unpad=False)."
+        )
+    return is_token.clone()
+
+
+@torch.library.register_fake("fastattn::unlabelled_padding")
+def _unlabelled_padding_fake(is_token: Tensor, labels: Tensor, of_next: bool) -> Tensor:
+    return torch.empty_like(is_token)
+
+
+def sequences_layout(hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> PackedLayout:
+    """Returns the layout of sequences that lie one after the other already.
+
+    Args:
+        hidden_states: (1, total, ...).
+        cu_seqlens: (batch + 1,) integers, 0 and the running sum of the lengths, none of them 0.
+        max_seqlen: the longest length, or more.
+    """
+    indices = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+    batch_size = cu_seqlens.shape[0] - 1
+    return PackedLayout(indices, cu_seqlens.to(torch.int32), max_seqlen, 1, batch_size, max_seqlen)
 
 
 def dense_layout(hidden_states: Tensor) -> PackedLayout:
@@ -130,7 +243,7 @@ def pad_input(hidden_states: Tensor, indices: Tensor, batch: int, seqlen: int) -
 def packed_rows(x: Tensor, layout: PackedLayout) -> Tensor:
     """(batch, seqlen, ...), or (1, seqlen, ...) for all sequences alike -> (1, total, ...)."""
     rows = x.expand(layout.batch_size, *x.shape[1:]).flatten(0, 1)
-    if layout.total == rows.shape[0]:
+    if not torch.compiler.is_compiling() and layout.total == rows.shape[0]:
         return rows[None]
     return gather_rows(rows, layout.indices)[None]
 

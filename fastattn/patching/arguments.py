@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import Any
 
 from torch import nn
 
+# Class -> argument -> place. Not functools.cache, of which a compiler warns.
+_PLACES: dict[type[nn.Module], dict[str, int]] = {}
+
+
+def remember(module: nn.Module) -> None:
+    """Reads the signature of a module's forward, which a compiler could not trace into."""
+    names = list(inspect.signature(type(module).forward).parameters)
+    _PLACES[type(module)] = {name: index for index, name in enumerate(names[1:])}
+
 
 def place(module: nn.Module, name: str) -> int:
     """Returns the place of an argument of a module's forward."""
-    module_class: Any = type(module)  # a type is hashable, whatever its instances are
-    return _places(module_class)[name]
-
-
-@functools.cache
-def _places(module_class: Any) -> dict[str, int]:
-    names = list(inspect.signature(module_class.forward).parameters)
-    return {name: index for index, name in enumerate(names[1:])}
+    if type(module) not in _PLACES:
+        remember(module)
+    return _PLACES[type(module)][name]
 
 
 def argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from fastattn.modules.bert import LegacySelfAttention
 from fastattn.modules.combined import combined, stock_of
 from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, KEEP_PADDING
-from fastattn.ops.padding import packed_layout, pad_input
+from fastattn.ops.padding import labels_padding, packed_layout, pad_input
 from fastattn.patching import families, packed_inputs
-from fastattn.patching.arguments import argument, with_argument
+from fastattn.patching.arguments import argument, remember, with_argument
 from fastattn.patching.attention_only import SERVED, switch_attention
 from fastattn.patching.bert_layers import compute_first_rows, fuse_layers, project_together
 from fastattn.patching.changes import (
@@ -40,16 +40,17 @@ from fastattn.patching.changes import (
     settle,
 )
 from fastattn.patching.family import Family, RowLoss
+from fastattn.patching.packed import is_packed, serve_packed_batches
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
-
-_IGNORED_LABEL = -100
 
 
 def patch_body(target: Target) -> list[LayerReport]:
     """Serves the attention of a body and removes the padding around its encoder."""
     family = families.of(target.body)
     assert family is not None  # the registry sends no other body here
+    for module in (target.body, *target.heads):
+        remember(module)
     settle(target.body, {"unpad": target.unpad, "fuse": target.fuse})
     attention = _patch_attention(target, family)
     projections = project_together(target, family)
@@ -185,6 +186,7 @@ def _remove_padding(target: Target, family: Family) -> None:
         _unpad_encoder(body, family, first_row_is_read)
     else:
         _pack_inputs(body, first_row_is_read)
+    serve_packed_batches(target, family)
     for head, loss in _row_losses(target, family).items():
         if exact and not has_hook(head, "loss"):
             hook = _KeepRowsTheLossReads(loss, family.says_keep_by)
@@ -199,7 +201,8 @@ def _unpad_encoder(body: Any, family: Family, first_row_is_read: bool) -> None:
     if family.adds_mask:
         change_attribute(encoder, "mask_is_added", True)
     if not has_hook(body, "mask"):
-        handle = body.register_forward_pre_hook(_keep_what_masks_say, with_kwargs=True)
+        hook = _hand_mask_on if family.hands_mask_on else _keep_what_masks_say
+        handle = body.register_forward_pre_hook(hook, with_kwargs=True)
         keep_hook(body, "mask", handle)
         handle = body.register_forward_hook(_pad_hidden_states, with_kwargs=True, prepend=True)
         keep_hook(body, "hidden_states", handle)
@@ -231,21 +234,27 @@ def _keep_what_masks_say(
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Before a body: spreads a user's mask of one row per sequence over all queries.
 
-    The encoder removes padding for (batch, 1, 1, seqlen) masks, which it gets for 2-D ones: from
-    the body, or where that makes others, from here. Who passes a mask of scores gets every row of
-    it.
+    The encoder removes padding for (batch, 1, 1, seqlen) masks, which it gets for 2-D ones. Who
+    passes a mask of scores gets every row of it.
     """
     mask = argument(body, args, kwargs, "attention_mask")
-    family = families.of(body)
-    if isinstance(mask, Tensor) and mask.ndim == 2 and family and family.hands_mask_on:
-        ready = (mask != 0)[:, None, None, :]
-        return with_argument(body, args, kwargs, "attention_mask", ready)
     if not isinstance(mask, Tensor) or mask.ndim < 3 or mask.shape[-2] != 1:
         return None
     if kwargs.get("past_key_values") is not None:
         return None
     full = mask.expand(*mask.shape[:-2], mask.shape[-1], mask.shape[-1])
     return with_argument(body, args, kwargs, "attention_mask", full)
+
+
+def _hand_mask_on(
+    body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The same before a body that makes other masks of 2-D ones: makes the encoder's here."""
+    mask = argument(body, args, kwargs, "attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        ready = (mask != 0)[:, None, None, :]
+        return with_argument(body, args, kwargs, "attention_mask", ready)
+    return _keep_what_masks_say(body, args, kwargs)
 
 
 def _pad_hidden_states(
@@ -255,6 +264,8 @@ def _pad_hidden_states(
 
     They are recorded inside the encoder, by Transformers' own hooks or code, as (1, total, hidden).
     """
+    if is_packed(kwargs):
+        return None
     last = outputs[0]
     values = outputs if isinstance(outputs, tuple) else outputs.to_tuple()
     states = next((x for x in values if isinstance(x, tuple) and _are_packed(x, last)), None)
@@ -301,6 +312,10 @@ class _KeepRowsTheLossReads:
         if labels is None or mask is None or mask.ndim != 2:
             return None
         is_token = mask != 0
+        if torch.compiler.is_compiling() and labels.shape == mask.shape:
+            # A graph cannot choose: it takes the padding away, and refuses labels that need it.
+            checked = torch.ops.fastattn.unlabelled_padding(is_token, labels, self.loss.of_next)
+            return with_argument(head, args, kwargs, "attention_mask", checked)
         if not self._reads_padding(labels, is_token):
             return None
         if self.says_keep_by == "keyword":
@@ -315,9 +330,4 @@ class _KeepRowsTheLossReads:
 
     def _reads_padding(self, labels: Tensor, is_token: Tensor) -> bool:
         """Whether a row of padding is scored."""
-        if labels.shape != is_token.shape:
-            return True
-        has_label = labels != _IGNORED_LABEL
-        if self.loss.of_next:
-            has_label, is_token = has_label[:, 1:], is_token[:, :-1]
-        return bool((has_label & ~is_token).any())
+        return labels.shape != is_token.shape or labels_padding(is_token, labels, self.loss.of_next)

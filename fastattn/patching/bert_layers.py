@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -9,9 +10,8 @@ from torch import nn
 from fastattn.modules.combined import Mixin, combined, is_a, stock_of
 from fastattn.modules.encoder import ONLY_FIRST_ROWS
 from fastattn.modules.fused import computes_gelu, is_watched
-from fastattn.patching import families
-from fastattn.patching.changes import change_class, has_hook, keep_hook, own_hooks
-from fastattn.patching.family import Family
+from fastattn.patching.changes import change_class, has_hook, keep_hook
+from fastattn.patching.family import Family, is_stock_reader
 from fastattn.patching.fusions import FIRST_ROWS, FUSIONS, GELU, QKV
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
@@ -69,7 +69,9 @@ def compute_first_rows(target: Target, family: Family, unpadded: bool) -> list[L
         change_class(last, family.with_first_rows(last))
         for head in heads:
             if not has_hook(head, FIRST_ROWS):
-                handle = head.register_forward_pre_hook(_say_which_rows_are_read, with_kwargs=True)
+                name = family.first_row_heads[type(head)]
+                hook = _SayWhichRowsAreRead(name, tuple(family.readers))
+                handle = head.register_forward_pre_hook(hook, with_kwargs=True)
                 keep_hook(head, FIRST_ROWS, handle)
     number = len(family.layers(target.body)) - 1
     path = f"{family.encoder_name}.{family.layers_name}.{number}"
@@ -113,20 +115,30 @@ def _entry(
     return LayerReport(full, stock_name(part), what, reason or FUSIONS[name])
 
 
-def _say_which_rows_are_read(
-    head: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Before a head: tells the encoder that only first rows are read, unless others are seen."""
-    body = head.base_model
-    for name in ("output_hidden_states", "output_attentions"):
-        if kwargs.get(name) or getattr(body.config, name, False):
+@dataclass(frozen=True)
+class _SayWhichRowsAreRead:
+    """Before a head: tells the encoder that only first rows are read, unless others are seen.
+
+    It holds what it needs of the family, which a compiler could not trace into.
+    """
+
+    reader_name: str | None  # the head's or the body's part that picks the rows
+    readers: tuple[type[nn.Module], ...]
+
+    def __call__(
+        self, head: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        body = head.base_model
+        for name in ("output_hidden_states", "output_attentions"):
+            if kwargs.get(name) or getattr(body.config, name, False):
+                return None
+        if is_watched(body):
             return None
-    if is_watched(body, but=own_hooks(body)):
-        return None
-    family = families.of(body)
-    reader = None if family is None else family.reader(head, body)
-    if family is None or (reader is not None and not family.is_stock_reader(reader)):
-        return None  # replaced after the patch
-    if reader is not None and is_watched(reader):
-        return None
-    return args, {**kwargs, ONLY_FIRST_ROWS: True}
+        if self.reader_name is not None:
+            name = self.reader_name
+            reader = getattr(head, name, None) or getattr(body, name, None)
+            if reader is not None and not is_stock_reader(reader, self.readers):
+                return None  # replaced after the patch
+            if reader is not None and is_watched(reader):
+                return None
+        return args, {**kwargs, ONLY_FIRST_ROWS: True}

@@ -123,13 +123,6 @@ def keep_hook(module: nn.Module, name: str, handle: RemovableHandle) -> None:
     hooks[name] = handle
 
 
-def own_hooks(module: nn.Module) -> set[int]:
-    """Returns the ids of the hooks that are recorded."""
-    return (
-        {handle.id for handle in _changes(module).hooks.values()} if is_changed(module) else set()
-    )
-
-
 def settle(body: nn.Module, choices: dict[str, Any]) -> None:
     """Records the choices a body is patched with; raises PatchError if they were others before."""
     changes = _changes(body)

@@ -100,13 +100,14 @@ def _like_bert(find: Find, modeling: Any, **differences: Any) -> Family:
         },
         all_row_heads=all_row_heads(find),
         readers=frozenset(find("Pooler", "ClassificationHead", "SequenceSummary")),
+        takes_packed=True,
     )
     return Family(**same | differences)
 
 
 def _layoutlm(find: Find, modeling: Any) -> Family:
     """Describes LayoutLM, whose layers are BERT's and whose masks are not."""
-    return _like_bert(find, modeling, adds_mask=True, says_keep_by="keyword")
+    return _like_bert(find, modeling, adds_mask=True, says_keep_by="keyword", takes_packed=False)
 
 
 def _esm(find: Find, modeling: Any) -> Family | None:
@@ -128,6 +129,7 @@ def _esm(find: Find, modeling: Any) -> Family | None:
             intermediate: ((GELU, esm.FusedEsmIntermediate),),
             **dict.fromkeys(ends, ((LINEAR, esm.FusedEsmOutput),)),
         },
+        takes_packed=False,
     )
 
 
@@ -150,6 +152,7 @@ def _distilbert(find: Find, modeling: Any) -> Family:
         row_losses=row_losses(find),
         first_row_heads=dict.fromkeys(find("ForSequenceClassification", "ForMultipleChoice")),
         all_row_heads=all_row_heads(find),
+        takes_packed=True,
     )
 
 
@@ -220,6 +223,7 @@ def _mpnet(find: Find, modeling: Any) -> Family | None:
     return _like_bert(
         find,
         modeling,
+        takes_packed=False,
         attention=None,
         legacy_attention=frozenset((attention,)),
         own_attention=mpnet.ServedMPNetAttention,
@@ -245,6 +249,7 @@ def _deberta_v2(find: Find, modeling: Any) -> Family:
     return _like_bert(
         find,
         modeling,
+        takes_packed=False,
         parts=frozenset(find("Encoder", "Layer", "Attention")),
         attention=None,
         legacy_attention=frozenset((attention,)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,8 @@ class Family:
     # How a head says that it reads rows of padding: "mask", with a row for each query; "keyword",
     # where a mask could not say it; "column", a (batch, seqlen, 1) mask.
     says_keep_by: str = "mask"
+    # Whether a batch may come without padding, as packed sequences.
+    takes_packed: bool = False
 
     def encoder(self, body: Any) -> Any:
         """Returns the part of a body that runs without padding."""
@@ -93,16 +95,21 @@ class Family:
 
     def is_stock_reader(self, reader: nn.Module) -> bool:
         """Whether a part reads the first row of each sequence, and nothing else."""
-        # PEFT wraps the parts of a head that it trains in full.
-        reader = getattr(reader, "original_module", reader)
-        summary = getattr(reader, "summary_type", "first")
-        return type(reader) in self.readers and summary == "first"
+        return is_stock_reader(reader, self.readers)
 
     def reads_tokens_alone(self, head: Any) -> bool:
         """Whether a head reads no row of padding but through its loss."""
         if getattr(head.config, "classifier_pooling", None) == "mean":
             return True  # weighted by the mask
         return isinstance(head, self.all_row_heads)
+
+
+def is_stock_reader(reader: nn.Module, readers: Collection[type[nn.Module]]) -> bool:
+    """Whether a part of one of the classes reads the first row of each sequence, nothing else."""
+    # PEFT wraps the parts of a head that it trains in full.
+    reader = getattr(reader, "original_module", reader)
+    summary = getattr(reader, "summary_type", "first")
+    return type(reader) in readers and summary == "first"
 
 
 def row_losses(find: Any) -> dict[type[nn.Module], RowLoss]:

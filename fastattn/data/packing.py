@@ -1,0 +1,176 @@
+"""Collators that lay the sequences of a batch one after the other, without padding.
+
+    trainer = Trainer(model, args, train_dataset=dataset, data_collator=PackedCollator())
+
+A batch is what a model patched by :func:`fastattn.patch` takes besides padded ones:
+
+    input_ids        (1, total)     the tokens of all sequences
+    token_type_ids   (1, total)     and whatever else the features have for each token
+    labels           (batch,) for sequences, (1, total) for tokens
+    cu_seq_lens_q    (batch + 1,)   int32, where each sequence begins; cu_seq_lens_k is the same
+    max_length_q     int            length of the longest; max_length_k is the same
+
+The names are those of Transformers' ``DataCollatorWithFlattening``. Position ids are left to the
+model, whose family decides where they start. Loss and gradients are those of the padded batch; that
+of question answering is the mean of what each sequence gives alone, without padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+IGNORED_LABEL = -100
+
+_IDS = "input_ids"
+_LABELS = ("labels", "label", "label_ids")
+_MASK = "attention_mask"
+_SPECIAL = "special_tokens_mask"
+# Tokenizers' outputs with a value for each token.
+_PER_TOKEN = (_IDS, "token_type_ids", "position_ids", _SPECIAL)
+
+
+class PackedCollator:
+    """Packs tokenized features; labels are of whole sequences or of tokens.
+
+    Args:
+        labels: "sequence" for a label of each feature: a class, a number for regression, or a list
+            of them for several labels at once. "token" for a list with one label for each token.
+            Other values of a feature, such as ``start_positions`` and ``end_positions``, belong to
+            the sequence and count from its start.
+        model: the model to train; checked to be one that takes packed batches, and not kept.
+
+    Raises:
+        ValueError: labels is something else, or the model is not patched.
+    """
+
+    def __init__(
+        self, labels: Literal["sequence", "token"] = "sequence", *, model: nn.Module | None = None
+    ) -> None:
+        if labels not in ("sequence", "token"):
+            raise ValueError(
+                f"PackedCollator: labels must be 'sequence' or 'token'; got {labels!r}. "
+                "Say what a label belongs to."
+            )
+        if model is not None:
+            check_takes_packed_batches(type(self).__name__, model)
+        self.labels = labels
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Packs features, tokens that their ``attention_mask`` names as padding left out.
+
+        Raises:
+            ValueError: a feature has no tokens, or not one value for each token.
+        """
+        batch, _ = self._pack(features)
+        return batch
+
+    def _pack(self, features: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], Tensor | None]:
+        """Returns the batch, and (1, total) which tokens are special if the features say so."""
+        name = type(self).__name__
+        kept = [_tokens(name, index, feature) for index, feature in enumerate(features)]
+        lengths = torch.tensor([int(keep.sum()) for keep in kept], dtype=torch.int32)
+        batch: dict[str, Any] = {}
+        for key in features[0]:
+            if key == _MASK:
+                continue
+            target = "labels" if key in _LABELS else key
+            if key in _PER_TOKEN or (target == "labels" and self.labels == "token"):
+                rows = [
+                    _per_token(name, index, key, feature[key], keep)
+                    for index, (feature, keep) in enumerate(zip(features, kept, strict=True))
+                ]
+                batch[target] = torch.cat(rows)[None]
+            else:
+                batch[target] = torch.stack([_tensor(feature[key]) for feature in features])
+        special = batch.pop(_SPECIAL, None)
+        # Trainer weighs the loss of an evaluation batch by the length of its first tensor.
+        if "labels" in batch:
+            batch = {"labels": batch.pop("labels"), **batch}
+        cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        batch |= {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens}
+        batch |= dict.fromkeys(("max_length_q", "max_length_k"), int(lengths.max()))
+        return batch, special
+
+
+class PackedMaskedLMCollator(PackedCollator):
+    """Packs tokenized features and masks tokens for masked language modelling.
+
+    Which tokens are masked, and by what, is the rule of Transformers'
+    ``DataCollatorForLanguageModeling``, whose labels these are: -100 where nothing is predicted.
+
+    Args:
+        tokenizer: the model's tokenizer; it has a mask token.
+        mlm_probability: the share of tokens that is to be predicted.
+        seed: of the choice of tokens. Default: torch's generator decides.
+        model: the model to train; checked to be one that takes packed batches, and not kept.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        mlm_probability: float = 0.15,
+        seed: int | None = None,
+        model: nn.Module | None = None,
+    ) -> None:
+        from transformers import DataCollatorForLanguageModeling
+
+        super().__init__("token", model=model)
+        self.masking = DataCollatorForLanguageModeling(
+            tokenizer, mlm_probability=mlm_probability, seed=seed
+        )
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Packs features, labels of their own left out; see :class:`PackedCollator`."""
+        features = [{k: v for k, v in x.items() if k not in _LABELS} for x in features]
+        batch, special = self._pack(features)
+        if self.masking.seed is not None and self.masking.generator is None:
+            self.masking.create_rng()  # here, because each worker of a data loader has its own
+        ids, labels = self.masking.torch_mask_tokens(batch[_IDS], special_tokens_mask=special)
+        return {"labels": labels, **batch, _IDS: ids}
+
+
+def check_takes_packed_batches(name: str, model: nn.Module) -> None:
+    """Raises ValueError if no encoder in a model takes batches without padding."""
+    from fastattn.modules.encoder import UnpaddedEncoder
+
+    if not any(isinstance(module, UnpaddedEncoder) for module in model.modules()):
+        raise ValueError(
+            f"{name}: model must be patched, with its padding removed, to take packed batches; got "
+            f"a {type(model).__name__} that would let sequences attend to each other. Call "
+            "fastattn.patch(model) first, and see its report."
+        )
+
+
+def _tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value)
+
+
+def _tokens(name: str, index: int, feature: Mapping[str, Any]) -> Tensor:
+    """Returns which of a feature's tokens are not padding: (seqlen,) bool."""
+    ids = _tensor(feature[_IDS])
+    mask = feature.get(_MASK)
+    keep = torch.ones(len(ids), dtype=torch.bool) if mask is None else _tensor(mask) != 0
+    if keep.shape != ids.shape or not keep.any():
+        raise ValueError(
+            f"{name}: input_ids must be a list of at least one token, and attention_mask as long; "
+            f"got {tuple(ids.shape)} and {int(keep.sum())} tokens in feature {index}. Leave out "
+            "empty texts."
+        )
+    return keep
+
+
+def _per_token(name: str, index: int, key: str, value: Any, keep: Tensor) -> Tensor:
+    """Returns a feature's values for its tokens."""
+    values = _tensor(value)
+    if values.shape != keep.shape:
+        raise ValueError(
+            f"{name}: {key} must have a value for each of the {len(keep)} tokens; got shape "
+            f"{tuple(values.shape)} in feature {index}. Spread labels of words over their "
+            'tokens, with -100 for the others; labels of sequences need labels="sequence".'
+        )
+    return values[keep]

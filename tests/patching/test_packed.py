@@ -1,0 +1,273 @@
+"""Batches without padding give what the padded batch gives, in every head that takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DataCollatorWithFlattening
+
+import fastattn
+from fastattn.data.packing import PackedCollator
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
+
+HEAD = "BertForSequenceClassification"
+ROW_HEADS = ("ForTokenClassification", "ForMaskedLM", "ForPreTraining")
+FAMILIES = ("Roberta", "XLMRoberta", "Camembert", "Electra", "Data2VecText", "DistilBert")
+REFUSED = ("MultipleChoice", "ForCausalLM", "LMHeadModel")
+needs_interface = pytest.mark.skipif(
+    not HAS_ATTENTION_INTERFACE, reason="heads of Transformers 4.x hand down no keywords"
+)
+
+
+def _features(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sequences of a padded batch, as a tokenizer and a data set give them."""
+    mask = batch["attention_mask"].bool()
+    return [
+        {
+            name: (x[i, mask[i]] if x.ndim == 2 else x[i]).tolist()
+            for name, x in batch.items()
+            if name != "attention_mask"
+        }
+        for i in range(len(mask))
+    ]
+
+
+def _packed(batch: dict[str, Any], head: str = HEAD) -> dict[str, Any]:
+    labels = "token" if head.endswith(ROW_HEADS) else "sequence"
+    return PackedCollator(labels)(_features(batch))
+
+
+def _grads(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
+
+
+def _assert_same_step(stock: Tensor, stock_model: Any, ours: Tensor, our_model: Any) -> None:
+    stock.backward()
+    ours.backward()
+    tolerance = dict(rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(ours, stock, **tolerance)
+    torch.testing.assert_close(_grads(our_model), _grads(stock_model), **tolerance)
+
+
+def _check_head(make_bert: Any, make_batch: Any, name: str, fuse: bool = True) -> None:
+    stock, ours = make_bert(name, torch.float64), make_bert(name, torch.float64)
+    fastattn.patch(ours, fuse=fuse)
+    batch = make_batch(name)
+    outputs = ours(**_packed(batch, name))
+    if name.endswith("QuestionAnswering"):
+        alone = [
+            stock(
+                **{
+                    key: x[i : i + 1, :length] if x.ndim == 2 else x[i : i + 1]
+                    for key, x in batch.items()
+                }
+            ).loss
+            for i, length in enumerate(batch["attention_mask"].sum(1))
+        ]
+        # A span outside of its sequence is not scored.
+        expected = torch.stack([x for x in alone if not x.isnan()]).mean()
+        assert outputs.start_logits.shape == (1, 28)
+        _assert_same_step(expected, stock, outputs.loss, ours)
+        return
+    padded = stock(**batch)
+    if "loss" in padded:
+        if not name.endswith(ROW_HEADS):
+            torch.testing.assert_close(outputs.logits, padded.logits)
+        _assert_same_step(padded.loss, stock, outputs.loss, ours)
+        return
+    mask = batch["attention_mask"].bool()
+    torch.testing.assert_close(outputs.last_hidden_state[0], padded.last_hidden_state[mask])
+    losses = [padded.last_hidden_state[mask].square().sum(), outputs[0].square().sum()]
+    if "pooler_output" in padded:
+        torch.testing.assert_close(outputs.pooler_output, padded.pooler_output)
+        losses = [x + y.pooler_output.sum() for x, y in zip(losses, (padded, outputs), strict=True)]
+    _assert_same_step(losses[0], stock, losses[1], ours)
+
+
+@needs_interface
+@pytest.mark.parametrize("fuse", [True, False])
+def test_every_head_of_bert(make_bert, make_batch, head, fuse):
+    if head.endswith(REFUSED):
+        pytest.skip("takes no packed batches")
+    _check_head(make_bert, make_batch, head, fuse)
+
+
+@needs_interface
+def test_every_head_of_the_other_families(make_bert, make_batch, family_head):
+    if family_head.endswith(REFUSED) or not family_head.startswith(FAMILIES):
+        pytest.skip("takes no packed batches")
+    _check_head(make_bert, make_batch, family_head)
+
+
+@needs_interface
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+def test_labels_that_are_no_class(make_bert, make_batch, problem):
+    settings = dict(num_labels=1 if problem == "regression" else 3, problem_type=problem)
+    stock, ours = (make_bert(HEAD, torch.float64, **settings) for _ in range(2))
+    fastattn.patch(ours)
+    batch = make_batch(HEAD)
+    labels = torch.rand((4,) if problem == "regression" else (4, 3))
+    packed = _packed(batch)
+    features = [{**x, "labels": y.tolist()} for x, y in zip(_features(batch), labels, strict=True)]
+    assert torch.equal(PackedCollator()(features)["labels"], labels)
+    packed["labels"] = batch["labels"] = labels.double()
+    _assert_same_step(stock(**batch).loss, stock, ours(**packed).loss, ours)
+
+
+@needs_interface
+def test_a_tuple_instead_of_an_output_object(make_bert, make_batch):
+    for name in ("BertModel", HEAD, "BertForQuestionAnswering"):
+        model = make_bert(name).eval()
+        fastattn.patch(model)
+        packed = _packed(make_batch(name))
+        expected = model(**packed).to_tuple()
+        torch.testing.assert_close(model(**packed, return_dict=False), expected)
+
+
+@needs_interface
+def test_hidden_states_are_those_of_all_tokens(make_bert, make_batch):
+    stock, ours = make_bert(HEAD).eval(), make_bert(HEAD).eval()
+    fastattn.patch(ours)
+    batch = make_batch(HEAD)
+    expected = stock(**batch, output_hidden_states=True)
+    packed = _packed(batch)
+    with pytest.raises(ValueError, match="output_hidden_states must be False for packed sequences"):
+        ours(**packed, output_hidden_states=True)
+    del packed["labels"]
+    actual = ours.base_model(**packed, output_hidden_states=True)
+    mask = batch["attention_mask"].bool()
+    for ours_state, stock_state in zip(actual.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(ours_state[0], stock_state[mask])
+
+
+@needs_interface
+def test_a_hook_on_the_last_layer_sees_all_tokens(make_bert, make_batch):
+    model = make_bert(HEAD).eval()
+    fastattn.patch(model)
+    packed = _packed(make_batch(HEAD))
+    expected = model(**packed).logits
+    shapes = []
+    model.bert.encoder.layer[-1].register_forward_hook(lambda *a: shapes.append(a[-1].shape))
+    torch.testing.assert_close(model(**packed).logits, expected)
+    assert shapes == [(1, 28, 64)]
+
+
+@needs_interface
+def test_embeddings_instead_of_ids(make_bert, make_batch):
+    model = make_bert("RobertaForSequenceClassification").eval()
+    fastattn.patch(model)
+    packed = _packed(make_batch("RobertaForSequenceClassification"))
+    expected = model(**packed).logits
+    embeds = model.roberta.embeddings.word_embeddings(packed.pop("input_ids"))
+    torch.testing.assert_close(model(**packed, inputs_embeds=embeds).logits, expected)
+
+
+@needs_interface
+def test_without_the_longest_length_and_with_rows_of_no_sequence(make_bert, make_batch):
+    """Rows past the last sequence, as a fixed shape needs them, change nothing."""
+    model = make_bert(HEAD).eval()
+    fastattn.patch(model)
+    packed = _packed(make_batch(HEAD))
+    expected = model(**packed).logits
+    del packed["max_length_q"], packed["max_length_k"]
+    torch.testing.assert_close(model(**packed).logits, expected)
+    for name in ("input_ids", "token_type_ids"):
+        packed[name] = torch.nn.functional.pad(packed[name], (0, 4))
+    torch.testing.assert_close(model(**packed).logits, expected)
+
+
+@needs_interface
+def test_batches_of_transformers_own_collator(make_bert, make_batch):
+    name = "BertForTokenClassification"
+    stock, ours = make_bert(name).eval(), make_bert(name).eval()
+    fastattn.patch(ours)
+    batch = make_batch(name)
+    packed = DataCollatorWithFlattening(return_flash_attn_kwargs=True)(_features(batch))
+    del batch["token_type_ids"]  # which it leaves out
+    batch["labels"][:, 0] = -100
+    torch.testing.assert_close(ours(**packed).loss, stock(**batch).loss)
+
+
+@needs_interface
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing(make_bert, make_batch, use_reentrant):
+    stock, ours = make_bert(HEAD, torch.float64), make_bert(HEAD, torch.float64)
+    fastattn.patch(ours)
+    ours.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    batch = make_batch(HEAD)
+    _assert_same_step(stock(**batch).loss, stock, ours(**_packed(batch)).loss, ours)
+
+
+@needs_interface
+def test_dropout_draws_the_bits_of_the_padded_batch(make_bert, make_batch):
+    """Attention's do, whose rule counts rows of a sequence; so the loss is the very same."""
+    model = make_bert(HEAD, attention_probs_dropout_prob=0.5)
+    fastattn.patch(model)
+    batch = make_batch(HEAD)
+    losses = []
+    for given in (batch, _packed(batch)):
+        torch.manual_seed(5)
+        losses.append(model(**given).loss)
+    torch.testing.assert_close(*losses)
+
+
+@needs_interface
+def test_what_is_no_packed_batch_is_refused(make_bert, make_batch):
+    model = make_bert(HEAD)
+    fastattn.patch(model)
+    batch = make_batch(HEAD)
+    packed = _packed(batch)
+    with pytest.raises(ValueError, match=r"attention_mask must not come with cu_seq_lens_q"):
+        model(**packed, attention_mask=torch.ones(1, 28))
+    padded = {**packed, "input_ids": batch["input_ids"], "token_type_ids": None}
+    with pytest.raises(ValueError, match=r"must come with input_ids of shape \(1, total\); got"):
+        model(**padded)
+    for wrong in ([0, 13, 13, 28], [0, 40], [1, 28], [0]):
+        with pytest.raises(
+            ValueError, match="must rise from 0 to at most the number of tokens, 28"
+        ):
+            model(**{**packed, "cu_seq_lens_q": torch.tensor(wrong)})
+    choice = make_bert("BertForMultipleChoice")
+    fastattn.patch(choice)
+    with pytest.raises(ValueError, match=r"input_ids must be .* got packed sequences"):
+        choice(**packed)
+
+
+@needs_interface
+def test_positions_that_are_paddings_are_refused(make_bert, make_batch):
+    name = "RobertaForTokenClassification"
+    model = make_bert(name)
+    fastattn.patch(model)
+    features = [{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}]
+    collator = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
+    with pytest.raises(ValueError, match="position_ids must begin at 2, after padding's; got 0"):
+        model(**collator(features))
+
+
+def test_other_families_refuse(make_bert, make_batch, family):
+    if family.startswith(FAMILIES):
+        pytest.skip("takes packed batches")
+    model = make_bert(f"{family}ForMaskedLM")
+    fastattn.patch(model)
+    with pytest.raises(ValueError, match=r"cu_seq_lens_q must be left out, because this model"):
+        model(input_ids=torch.ones(1, 4).long(), cu_seq_lens_q=torch.tensor([0, 2, 4]))
+
+
+@pytest.mark.skipif(HAS_ATTENTION_INTERFACE, reason="served from Transformers 5 on")
+def test_transformers_4_is_refused(make_bert, make_batch):
+    model = make_bert(HEAD)
+    fastattn.patch(model)
+    with pytest.raises(ValueError, match=r"cu_seq_lens_q must be left out.*Transformers 4\."):
+        model(**_packed(make_batch(HEAD)))
+
+
+@needs_interface
+def test_unpatch_takes_it_back(make_bert, make_batch):
+    model = make_bert(HEAD)
+    fastattn.patch(model)
+    fastattn.unpatch(model)
+    assert not any(x._forward_pre_hooks or x._forward_hooks for x in model.modules())

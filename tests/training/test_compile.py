@@ -1,0 +1,135 @@
+"""A compiled patched model: one graph for ragged batches, and the gradients of stock."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+import fastattn
+from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
+
+pytestmark = [
+    # Of the compiler, about itself, and about outputs that a hook sees.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.skipif(torch.__version__ < "2.9", reason="only tried with newer compilers"),
+]
+CASES = (
+    ("BertForSequenceClassification", "padded"),
+    ("BertForSequenceClassification", "packed"),
+    ("BertForTokenClassification", "padded"),
+    ("BertForQuestionAnswering", "padded"),
+    ("BertForMaskedLM", "packed"),
+)
+# The compiler takes the sizes of the first batch for constants, and learns from the second.
+FIRST = ((13, 5, 9, 1), (20, 20, 3, 7), (11, 2))
+LATER = ((30, 8, 8, 8, 4), (17, 16, 2, 9, 9, 9, 4))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow  # a graph takes seconds to make, whatever the size of the model
+@pytest.mark.parametrize(("head", "form"), CASES)
+def test_no_graph_breaks_and_no_graph_per_batch(tools, head, form):
+    if form == "packed" and not HAS_ATTENTION_INTERFACE:
+        pytest.skip("heads of Transformers 4.x take no packed batches")
+    stock, ours = tools.pair(head, num_hidden_layers=1)
+    compiled = torch.compile(ours, backend="aot_eager")
+    graphs = []
+    for seed, lengths in enumerate(FIRST + LATER):
+        batch = tools.batch(lengths, head, seed)
+        given = tools.pack(batch) if form == "packed" else batch
+        tools.assert_same(tools.step(compiled, given, ours), tools.step(stock, batch))
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert not counters["graph_break"]
+    assert graphs[len(FIRST) - 1] == graphs[-1] <= 6
+
+
+def test_a_full_graph_with_dropout(tools):
+    """The seed is drawn in the graph: each call drops others, and the same seed the same."""
+    _, ours = tools.pair(dropout=0.3)
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    batch = tools.batch(FIRST[0])
+    losses = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        losses.append(tools.step(compiled, batch, ours)[0])
+    assert torch.equal(losses[0], losses[1])
+    assert not torch.equal(losses[0], losses[2])
+
+
+def test_float64_and_autocast(tools):
+    _, ours = tools.pair()
+    compiled = torch.compile(ours, backend="aot_eager")
+    batch = tools.batch(FIRST[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, actual = ours(**batch).logits, compiled(**batch).logits
+    torch.testing.assert_close(actual, expected)
+    assert not counters["graph_break"]
+
+
+def test_hidden_states(tools):
+    _, ours = tools.pair()
+    compiled = torch.compile(ours, backend="aot_eager")
+    batch = tools.batch(FIRST[0])
+    expected = ours(**batch, output_hidden_states=True).hidden_states
+    actual = compiled(**batch, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(actual, expected)
+
+
+def test_a_batch_without_a_mask(tools):
+    stock, ours = tools.pair()
+    batch = tools.batch((7, 7))
+    del batch["attention_mask"]
+    compiled = torch.compile(ours, backend="aot_eager")
+    tools.assert_same(tools.step(compiled, batch, ours), tools.step(stock, batch))
+
+
+def test_what_a_graph_cannot_keep_padding_for_is_refused(tools):
+    """An eager patched model keeps the padding of such batches; unpad=False always does."""
+    stock, ours = tools.pair()
+    batch = tools.batch(FIRST[0])
+    batch["attention_mask"] = batch["attention_mask"].flip(1)
+    compiled = torch.compile(ours, backend="aot_eager")
+    message = r"attention_mask must begin each sequence with a token in a compiled model, .* got "
+    with pytest.raises(ValueError, match=message + r"none there in sequence 1. Pad on the right"):
+        compiled(**batch)
+    padded = copy.deepcopy(stock)
+    fastattn.patch(padded, unpad=False)
+    compiled = torch.compile(padded, backend="aot_eager")
+    tools.assert_same(tools.step(compiled, batch, padded), tools.step(stock, batch))
+
+
+@pytest.mark.skipif(not HAS_ATTENTION_INTERFACE, reason="4.x computes all rows: none is missing")
+def test_a_sequence_without_tokens_is_refused(tools):
+    ours = tools.model()
+    fastattn.patch(ours, unpad=True)
+    compiled = torch.compile(ours, backend="aot_eager")
+    batch = tools.batch(FIRST[0])
+    batch["attention_mask"][2] = 0
+    with pytest.raises(
+        ValueError,
+        match=r"must give each sequence a token in a compiled.* none there in sequence 2",
+    ):
+        compiled(**batch)
+
+
+@pytest.mark.parametrize("head", ["BertForTokenClassification", "BertLMHeadModel"])
+def test_labels_of_padding_are_refused(tools, head):
+    ours = tools.model(head)
+    fastattn.patch(ours)
+    compiled = torch.compile(ours, backend="aot_eager")
+    batch = tools.batch(FIRST[0], "BertForTokenClassification")
+    tools.step(compiled, batch, ours)
+    batch["labels"][1, -1] = 1
+    with pytest.raises(ValueError, match=r"labels must be -100 where attention_mask is 0 in a com"):
+        compiled(**batch)
