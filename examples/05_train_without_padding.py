@@ -1,6 +1,6 @@
 """Train a patched BERT on batches without padding, each of about as many tokens.
 
-python examples/04_train_without_padding.py
+python examples/05_train_without_padding.py
 """
 
 import torch
