@@ -40,11 +40,12 @@ struct KeyGrad {
   static constexpr uint32_t kTileBytes = kBlockM * kRowBytes;
   static constexpr uint32_t kStatBytes = kBlockM * sizeof(float);
   static constexpr uint32_t kStageBytes = 2 * kTileBytes;  // q and dout
-  static constexpr uint32_t kKeyBytes = 2 * kBlockN * kRowBytes;
-  // Keys pass through what is later the second stage, or stay behind it.
+  static constexpr uint32_t kKeyBytes = kBlockN * kRowBytes;
+  // k on its way to registers passes through what is later the second stage.
   static constexpr uint32_t kKeys = Traits::kHoldsLeft ? kStageBytes : 2 * kStageBytes;
-  static constexpr uint32_t kStats =
+  static constexpr uint32_t kValues =
       kKeys + kKeyBytes > 2 * kStageBytes ? kKeys + kKeyBytes : 2 * kStageBytes;
+  static constexpr uint32_t kStats = kValues + kKeyBytes;
   static constexpr uint32_t kSmemBytes = kStats + 4 * kStatBytes;  // lse2 and delta of two stages
   static_assert(kBlockM <= Traits::kThreads, "a thread for each query's statistics");
   static_assert(kBlockN * kRowBytes <= kStats, "results leave through shared memory");
@@ -125,11 +126,22 @@ struct KeyGrad {
     }
   }
 
+  // Which of the thread's keys are live: bit 2 * m + h for row h * 8 of row tile m.
+  __device__ __forceinline__ static uint32_t find_live(const AttentionBwdParams& params,
+                                                       const Sequence& sequence, int col0) {
+    uint32_t live = 0;
+    FASTATTN_UNROLL
+    for (int i = 0; i < 2 * kRowTiles; ++i) {
+      live |= uint32_t{is_live_key(params, sequence, col0 + 8 * i + quad_row())} << i;
+    }
+    return live;
+  }
+
   // A key that is padding has met any weights; its gradients are 0.
   __device__ __forceinline__ static void store(State& state, const AttentionBwdParams& params,
                                                const Sequence& sequence, int kv_head, int col0,
-                                               uint32_t smem) {
-    const int head_dim = static_cast<int>(params.head_dim), warp_row = warp_idx() * kWarpRows;
+                                               uint32_t live, uint32_t smem) {
+    const int head_dim = static_cast<int>(params.head_dim);
     const float dk_factor = static_cast<float>(params.softmax_scale);
     const float dv_factor = Traits::kMayDrop ? keep_scale(params) : 1.0f;
     float dk_scale[kRowTiles][2], dv_scale[kRowTiles][2];
@@ -138,8 +150,7 @@ struct KeyGrad {
       FASTATTN_UNROLL
       for (int half = 0; half < 2; ++half) {
         dk_scale[m][half] = dk_factor, dv_scale[m][half] = dv_factor;
-        const int col = col0 + warp_row + 16 * m + 8 * half + quad_row();
-        if (is_live_key(params, sequence, col)) continue;
+        if ((live >> (2 * m + half) & 1) != 0) continue;
         FASTATTN_UNROLL
         for (int n = 0; n < kHeadDim / 8; ++n) {
           state.dk[m][n][2 * half] = state.dk[m][n][2 * half + 1] = 0.0f;
@@ -147,10 +158,9 @@ struct KeyGrad {
         }
       }
     }
-    smem += warp_row * kRowBytes;
-    store_rows<Traits>(k_rows<Traits, T>(sequence, params.dk, kv_head, head_dim), col0 + warp_row,
+    store_rows<Traits>(k_rows<Traits, T>(sequence, params.dk, kv_head, head_dim), col0,
                        sequence.seqlen_k, head_dim, smem, state.dk, dk_scale);
-    store_rows<Traits>(k_rows<Traits, T>(sequence, params.dv, kv_head, head_dim), col0 + warp_row,
+    store_rows<Traits>(k_rows<Traits, T>(sequence, params.dv, kv_head, head_dim), col0,
                        sequence.seqlen_k, head_dim, smem, state.dv, dv_scale);
   }
 };
@@ -180,7 +190,7 @@ FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, 1)
   block.row0 = block.first;
 
   const uint32_t smem = smem_base(), k_smem = smem + G::kKeys;
-  const uint32_t v_smem = k_smem + G::kBlockN * G::kRowBytes;
+  const uint32_t v_smem = smem + G::kValues;
   const auto is_live = [&](int step, int i) { return block.exists() && live.test(step, i); };
   copy_rows<Traits, G::kBlockN>(k_smem,
                                 k_rows<Traits, const T>(sequence, params.k, kv_head, head_dim),
@@ -194,6 +204,7 @@ FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, 1)
 
   typename G::State state{};
   const int warp_row = warp_idx() * G::kWarpRows;
+  const uint32_t live_rows = G::find_live(params, sequence, col0 + warp_row);
   cp_async_wait<0>();
   sync_threads();
   state.k.load(k_smem, warp_row);
@@ -215,7 +226,8 @@ FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, 1)
     block = next;
   }
   sync_threads();  // nobody reads a stage any more
-  G::store(state, params, sequence, kv_head, col0, smem);
+  G::store(state, params, sequence, kv_head, col0 + warp_row, live_rows,
+           smem + warp_row * G::kRowBytes);
 }
 
 }  // namespace

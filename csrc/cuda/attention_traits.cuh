@@ -31,7 +31,7 @@ constexpr Shape fwd_shape(int head_dim, bool general) {
   return {head_dim <= 64 && !general ? 2 : 1, 64};
 }
 constexpr Shape dkdv_shape(int head_dim, bool general) {
-  return {head_dim <= 64 && !general ? 2 : 1, head_dim <= 64 ? 64 : head_dim <= 96 ? 32 : 16};
+  return {head_dim <= 32 && !general ? 2 : 1, head_dim <= 64 ? 64 : head_dim <= 96 ? 32 : 16};
 }
 constexpr Shape dq_shape(int head_dim, bool general) {
   return {head_dim <= 64 && !general ? 2 : 1, head_dim <= 64 ? 64 : 32};

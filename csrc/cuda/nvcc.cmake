@@ -1,5 +1,5 @@
-# Compiles the CUDA kernels and links them, with the CUDA runtime, into _C. CMake's own CUDA language
-# is not used: it does not find its way in the folders of nvidia's wheels.
+# Compiles the CUDA kernels and links them, with the CUDA runtime, into _C. CMake's own CUDA
+# language is not used: it does not find its way in the folders of nvidia's wheels.
 set_property(SOURCE bindings/cuda_build.cpp PROPERTY COMPILE_DEFINITIONS
   FASTATTN_NVCC_VERSION="${FASTATTN_NVCC_VERSION}"
   "FASTATTN_CUDA_ARCHITECTURES=\"$<JOIN:${FASTATTN_CUDA_ARCHITECTURES}, >\""
@@ -16,8 +16,8 @@ find_library(FASTATTN_CUDART cudart_static REQUIRED NO_DEFAULT_PATH
 find_path(FASTATTN_CUDA_INCLUDE cuda_runtime_api.h REQUIRED NO_DEFAULT_PATH
   PATHS ${FASTATTN_CUDA_TOOLKIT}/include /usr/include)
 
-# Code for each architecture and no PTX: what was not compiled is refused with a word, where a driver
-# would spend minutes on compiling it.
+# Code for each architecture and no PTX: what was not compiled is refused with a word, where a
+# driver would spend minutes on compiling it.
 set(nvcc_architectures "")
 foreach(architecture IN LISTS FASTATTN_CUDA_ARCHITECTURES)
   list(APPEND nvcc_architectures

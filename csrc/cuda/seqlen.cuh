@@ -55,7 +55,7 @@ __device__ __forceinline__ TilePlace find_tile(int tile, const int32_t* cu_seqle
 // One sequence of a batch. Packed rows behind the last sequence have the index batch_size.
 struct Sequence {
   int index, seqlen_q, seqlen_k;
-  int64_t batch, q_row, k_row;  // batch index and first rows in the tensors
+  int batch, q_row, k_row;  // batch index and first rows in the tensors
   bool behind_last;
 
   __device__ __forceinline__ Sequence(const AttentionParams& params, int i)
