@@ -6,10 +6,6 @@ ARGS ?=
 # Number of parallel test processes; each gets one OpenMP thread so that they do not fight for cores.
 TEST_JOBS ?= logical
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-# The CUDA kernels take minutes to compile: only for a GPU at hand, or with FASTATTN_CUDA=1.
-ifndef FASTATTN_CUDA
-export FASTATTN_CUDA := $(if $(shell nvidia-smi -L 2>/dev/null),,0)
-endif
 
 BIN := $(VENV)/bin
 # A stamp says: this set of extras is installed from the files as they are now.

@@ -2,7 +2,8 @@
 
 Environment variables read here:
     FASTATTN_SKIP_NATIVE=1  install the Python code only; the reference backend still works.
-    FASTATTN_CUDA           0: no CUDA kernels; 1: none is an error; default: if there is an nvcc.
+    FASTATTN_CUDA           0: no CUDA kernels; 1: none is an error; default: if there are nvcc and
+                            a GPU, or FASTATTN_CUDA_ARCHITECTURES is set.
     CUDA_HOME, CUDA_PATH    the CUDA toolkit; default: nvcc on PATH, then nvidia's wheels.
     FASTATTN_CUDA_ARCHITECTURES  "80;90", "all"; default: those of the GPUs here, else all.
     FASTATTN_EMULATOR=1     also build fastattn._emulated: the CUDA kernels on a CPU, for tests.
@@ -94,8 +95,15 @@ def find_cuda() -> Cuda:
         top = re.search(r"#\$ TOP=(.+)", output(nvcc, "--dryrun", "-x", "cu", "-c", os.devnull))
         if version and supported and top:
             known = [number for number in CUDA_ARCHITECTURES if str(number) in supported]
-            toolkit = str(Path(top[1].strip()).resolve())
-            return Cuda(nvcc, toolkit, version[1], choose_architectures(known))
+            architectures = choose_architectures(known)
+            # For all architectures the build takes minutes, which nobody asked for without a GPU.
+            if wish == "1" or os.environ.get("FASTATTN_CUDA_ARCHITECTURES") or gpus_here():
+                toolkit = str(Path(top[1].strip()).resolve())
+                return Cuda(nvcc, toolkit, version[1], architectures)
+            return Cuda(
+                skipped="nvidia-smi saw no GPU when it was built (FASTATTN_CUDA=1 builds them "
+                "all the same)"
+            )
         reason = f"{nvcc} did not run when it was built"
     elif home:
         reason = f"there was no nvcc in CUDA_HOME, {home}, when it was built"
@@ -128,13 +136,17 @@ def choose_architectures(known: list[int]) -> tuple[int, ...]:
             )
         return tuple(sorted({int(number) for number in chosen}))
     if not wish:
-        here = output("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
-        gpus = {int(major + minor) for major, minor in re.findall(r"(\d+)\.(\d)", here)}
         # The best that runs on each: of its major version, and not later than it.
-        served = [[n for n in known if n // 10 == gpu // 10 and n <= gpu] for gpu in gpus]
+        served = [[n for n in known if n // 10 == gpu // 10 and n <= gpu] for gpu in gpus_here()]
         if any(served):
             return tuple(sorted({max(numbers) for numbers in served if numbers}))
     return tuple(known)
+
+
+def gpus_here() -> set[int]:
+    """The architectures of the GPUs of this machine, such as 90."""
+    here = output("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    return {int(major + minor) for major, minor in re.findall(r"(\d+)\.(\d)", here)}
 
 
 def output(*command: str) -> str:

@@ -87,6 +87,36 @@ def test_a_cuda_compiler_that_does_not_run(
 
 
 @pytest.mark.parametrize(
+    ("environment", "gpu", "built"),
+    [
+        ({}, "", "nvidia-smi saw no GPU when it was built (FASTATTN_CUDA=1 builds them"),
+        ({}, "8.0", "with CUDA kernels for sm_80, by nvcc 13.0.88"),
+        ({"FASTATTN_CUDA": "1"}, "", "with CUDA kernels for sm_75 sm_80, by nvcc 13.0.88"),
+        ({"FASTATTN_CUDA_ARCHITECTURES": "75"}, "", "with CUDA kernels for sm_75, by nvcc 13.0.88"),
+    ],
+)
+def test_cuda_is_built_for_a_gpu_or_where_it_is_asked_for(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    gpu: str,
+    built: str,
+) -> None:
+    nvcc = "case $1 in --version) echo release 13.0, V13.0.88;; --dryrun) echo '#$ TOP=/cuda';;"
+    programs = {"nvcc": f"{nvcc} *) echo sm_75 sm_80;; esac", "nvidia-smi": f"echo {gpu}"}
+    for name, program in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name in ("CUDA_HOME", "CUDA_PATH", "FASTATTN_CUDA", "FASTATTN_CUDA_ARCHITECTURES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert built in str(script.find_cuda())
+
+
+@pytest.mark.parametrize(
     ("wish", "chosen"),
     [("all", (80, 90, 120)), ("90", (90,)), ("120;80", (80, 120)), ("90, 80", (80, 90))],
 )
