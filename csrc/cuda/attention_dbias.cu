@@ -1,16 +1,17 @@
 // Attention, backward: the gradient of the bias, the sum of ds over what shares an element of it.
 //
-// A block of 4 warps owns a tile of kBlock x kBlock of dbias, in registers, and computes the score
-// gradients of every sequence and head that reads it; if the bias is broadcast along queries or
-// keys, of all their blocks. It runs only when the bias asks for a gradient, and is written for
+// A block of 4 warps owns a tile of kBlockM x kBlockN of dbias, in registers, and computes the
+// score gradients of every sequence and head that reads it; if the bias is broadcast along queries
+// or keys, of all their blocks. It runs only when the bias asks for a gradient, and is written for
 // few words: q, dout, k and v of one pair of blocks in shared memory, and no copy ahead.
 #include "cuda/query_grad.cuh"
 
 namespace fastattn::cuda {
 namespace {
 
-constexpr int kBlock = 64;
-constexpr int kColTiles = kBlock / 8;
+constexpr int kBlockM = kNumWarps * kFragmentRows;
+constexpr int kBlockN = 32;  // with 64, ptxas 13.0 spills for sm_75 at head_dim 128
+constexpr int kColTiles = kBlockN / 8;
 
 // The part of a head's scores that a tile of dbias sums up.
 struct ScoreRange {
@@ -23,7 +24,7 @@ __device__ __forceinline__ void add_head(float (&acc)[kColTiles][4],
                                          const AttentionBwdParams& params, const Sequence& sequence,
                                          int head, const ScoreRange& range) {
   using T = typename Traits::T;
-  constexpr uint32_t kTileBytes = kBlock * SmemTile<Traits::kHeadDim>::kRowBytes;
+  constexpr uint32_t kRowBytes = SmemTile<Traits::kHeadDim>::kRowBytes;
   const int head_dim = static_cast<int>(params.head_dim);
   const int kv_head = head / static_cast<int>(params.num_heads / params.num_heads_kv);
   const ScoreRule<Traits> rule(params, sequence, head);
@@ -31,15 +32,15 @@ __device__ __forceinline__ void add_head(float (&acc)[kColTiles][4],
   const ScoreGrad<Traits> grad{rule, dropout, keep_scale(params)};
   const GlobalRows<const T> k = k_rows<Traits, const T>(sequence, params.k, kv_head, head_dim);
   const GlobalRows<const T> v = k_rows<Traits, const T>(sequence, params.v, kv_head, head_dim);
-  const uint32_t k_smem = smem_base(), v_smem = k_smem + kTileBytes;
-  const uint32_t q_smem = v_smem + kTileBytes;
+  const uint32_t k_smem = smem_base(), v_smem = k_smem + kBlockN * kRowBytes;
+  const uint32_t q_smem = v_smem + kBlockN * kRowBytes;
   const int warp_row = 16 * warp_idx();
-  for (int row0 = range.row0; row0 < range.row_end; row0 += kBlock) {
-    const int first = rule.first_col(row0), end = rule.end_col(row0, kBlock);
-    auto keys = KeyBlock<kBlock>::find(params, sequence, first > range.col0 ? first : range.col0,
-                                       end < range.col_end ? end : range.col_end);
+  for (int row0 = range.row0; row0 < range.row_end; row0 += kBlockM) {
+    const int first = rule.first_col(row0), end = rule.end_col(row0, kBlockM);
+    auto keys = KeyBlock<kBlockN>::find(params, sequence, first > range.col0 ? first : range.col0,
+                                        end < range.col_end ? end : range.col_end);
     if (!keys.exists()) continue;
-    copy_queries<Traits, kBlock>(q_smem, params, sequence, head, row0, sequence.seqlen_q - row0);
+    copy_queries<Traits, kBlockM>(q_smem, params, sequence, head, row0, sequence.seqlen_q - row0);
     QueryFragments<Traits, 1> queries;
     queries.load_stats(params, sequence, head, row0 + warp_row);
     for (bool first_keys = true; keys.exists(); first_keys = false) {
@@ -47,9 +48,9 @@ __device__ __forceinline__ void add_head(float (&acc)[kColTiles][4],
       cp_async_commit();
       cp_async_wait<0>();
       sync_threads();
-      if (first_keys) queries.load_rows(q_smem, kTileBytes, warp_row);
+      if (first_keys) queries.load_rows(q_smem, kBlockM * kRowBytes, warp_row);
       FASTATTN_UNROLL
-      for (int col = 0; col < kBlock; col += 16) {
+      for (int col = 0; col < kBlockN; col += 16) {
         float ds[1][2][4];
         queries.score_grads(ds, k_smem, v_smem, grad, row0 + warp_row, keys, col,
                             /*before_softcap=*/false);
@@ -78,7 +79,7 @@ __device__ __forceinline__ void sum_cols(float (&acc)[kColTiles][4]) {
 
 // Adds up the rows of each column, over all warps.
 __device__ __forceinline__ void sum_rows(float (&acc)[kColTiles][4]) {
-  constexpr uint32_t kWarpBytes = kBlock * sizeof(float);
+  constexpr uint32_t kWarpBytes = kBlockN * sizeof(float);
   FASTATTN_UNROLL
   for (int n = 0; n < kColTiles; ++n) {
     FASTATTN_UNROLL
@@ -112,18 +113,18 @@ FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, 1)
     attention_dbias_kernel(const AttentionBwdParams params) {
   const BiasRef& dbias = params.dbias;
   const int rows = static_cast<int>(dbias.sizes[2]), cols = static_cast<int>(dbias.sizes[3]);
-  const int col_tiles = ceil_div(cols, kBlock), tiles = ceil_div(rows, kBlock) * col_tiles;
+  const int col_tiles = ceil_div(cols, kBlockN), tiles = ceil_div(rows, kBlockM) * col_tiles;
   const int tile = block_idx().x % tiles, own_sequence = block_idx().x / tiles;
   const int own_head = block_idx().y;
-  const int row0 = tile / col_tiles * kBlock, col0 = tile % col_tiles * kBlock;
+  const int row0 = tile / col_tiles * kBlockM, col0 = tile % col_tiles * kBlockN;
   // A size of 1 is a dimension that is broadcast, or all there is of it.
   const bool one_row = rows == 1, one_col = cols == 1;
   float acc[kColTiles][4] = {};
   for (int i = own_sequence; i < params.batch_size; i += static_cast<int>(dbias.sizes[0])) {
     const Sequence sequence(params, i);
     ScoreRange range{row0, sequence.seqlen_q, col0, sequence.seqlen_k};
-    if (!one_row && range.row_end > row0 + kBlock) range.row_end = row0 + kBlock;
-    if (!one_col && range.col_end > col0 + kBlock) range.col_end = col0 + kBlock;
+    if (!one_row && range.row_end > row0 + kBlockM) range.row_end = row0 + kBlockM;
+    if (!one_col && range.col_end > col0 + kBlockN) range.col_end = col0 + kBlockN;
     for (int head = own_head; head < params.num_heads; head += static_cast<int>(dbias.sizes[1])) {
       add_head<Traits>(acc, params, sequence, head, range);
     }
@@ -150,14 +151,14 @@ FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, 1)
 void attention_dbias(const AttentionBwdParams& params, void* stream) {
   const BiasRef& dbias = params.dbias;
   const int64_t tiles =
-      ceil_div<int64_t>(dbias.sizes[2], kBlock) * ceil_div<int64_t>(dbias.sizes[3], kBlock);
+      ceil_div<int64_t>(dbias.sizes[2], kBlockM) * ceil_div<int64_t>(dbias.sizes[3], kBlockN);
   const dim3 grid(static_cast<uint32_t>(tiles * dbias.sizes[0]),
                   static_cast<uint32_t>(dbias.sizes[1]));
   dispatch_element(params.dtype, [&](auto element) {
     dispatch_head_dim(params.head_dim, [&](auto head_dim) {
       constexpr int kHeadDim = decltype(head_dim)::value;
       using Chosen = Traits<decltype(element), kHeadDim, Variant::kGeneral>;
-      constexpr uint32_t kSmemBytes = 4 * kBlock * SmemTile<kHeadDim>::kRowBytes;
+      constexpr uint32_t kSmemBytes = 2 * (kBlockM + kBlockN) * SmemTile<kHeadDim>::kRowBytes;
       launch_checked("attention_dbias_kernel", &attention_dbias_kernel<Chosen>, grid,
                      Chosen::kThreads, kSmemBytes, stream, params);
     });

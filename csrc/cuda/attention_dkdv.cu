@@ -41,11 +41,12 @@ struct KeyGrad {
   static constexpr uint32_t kStatBytes = kBlockM * sizeof(float);
   static constexpr uint32_t kStageBytes = 2 * kTileBytes;  // q and dout
   static constexpr uint32_t kKeyBytes = kBlockN * kRowBytes;
-  // k on its way to registers passes through what is later the second stage.
+  // On their way to registers keys pass through what is later the second stage; those that stay in
+  // shared memory lie behind it.
   static constexpr uint32_t kKeys = Traits::kHoldsLeft ? kStageBytes : 2 * kStageBytes;
-  static constexpr uint32_t kValues =
-      kKeys + kKeyBytes > 2 * kStageBytes ? kKeys + kKeyBytes : 2 * kStageBytes;
-  static constexpr uint32_t kStats = kValues + kKeyBytes;
+  static constexpr uint32_t kValues = kKeys + kKeyBytes;
+  static constexpr uint32_t kStats =
+      kValues + kKeyBytes > 2 * kStageBytes ? kValues + kKeyBytes : 2 * kStageBytes;
   static constexpr uint32_t kSmemBytes = kStats + 4 * kStatBytes;  // lse2 and delta of two stages
   static_assert(kBlockM <= Traits::kThreads, "a thread for each query's statistics");
   static_assert(kBlockN * kRowBytes <= kStats, "results leave through shared memory");
