@@ -46,6 +46,7 @@ def collect() -> dict[str, Any]:
         "os": operating_system,
         "cpu": cpu,
         "gpus": gpus,
+        "cuda_kernels": cuda_kernels,
         "backends": backends,
     }
     return {name: _guarded(section) for name, section in sections.items()}
@@ -115,6 +116,13 @@ def gpus() -> dict[str, Any]:
         "driver": driver.splitlines()[0] if driver else None,
         "torch_cuda": torch.version.cuda,
     }
+
+
+def cuda_kernels() -> dict[str, Any]:
+    """Returns what the build says of CUDA: nvcc's version, architectures, or why there are none."""
+    from fastattn.backends.cuda.gpu import build_info
+
+    return build_info()
 
 
 def backends() -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ import torch
 import fastattn
 from fastattn import backends, testing
 from fastattn.backends import triton
+from fastattn.backends.cuda import CUDA, EMULATED
 
 
 class Result(NamedTuple):
@@ -38,6 +39,7 @@ _CASES: tuple[tuple[str, list[int], dict[str, Any]], ...] = (
     ("dropout 0.1, packed", [40, 29], {"dropout_p": 0.1, "packed": True}),
 )
 _DTYPES = (torch.float32, torch.bfloat16)
+_CUDA_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def run() -> Iterator[Result]:
@@ -47,15 +49,24 @@ def run() -> Iterator[Result]:
         reason = None if name == backends.REFERENCE else backends.get(name).unavailable_reason()
         if name == triton.NAME and triton.INTERPRETED:
             reason = "TRITON_INTERPRET is set, which is for tests"
+        if name == EMULATED.NAME and reason is None:
+            reason = "it is for tests"
         if reason is not None:
             yield Result(f"{name} backend", None, reason)
             continue
-        for case, lengths, arguments in _CASES:
-            for dtype in _DTYPES:
-                title = f"{name}: {case}, {str(dtype).removeprefix('torch.')}"
+        dtypes = _CUDA_DTYPES if name == CUDA.NAME else _DTYPES
+        for dtype in dtypes:
+            kind = str(dtype).removeprefix("torch.")
+            refused = backends.unsupported_reasons(
+                name, backends.Call(device, dtype, 64, False, ())
+            )
+            if refused:
+                yield Result(f"{name} backend, {kind}", None, "; ".join(refused))
+                continue
+            for case, lengths, arguments in _CASES:
                 inputs = {"dtype": dtype, "device": device, **arguments}
-                yield _checked(title, _attention, lengths, inputs, name)
-        yield _checked(f"{name}: dropout bits", _dropout_bits, name, device)
+                yield _checked(f"{name}: {case}, {kind}", _attention, lengths, inputs, name)
+        yield _checked(f"{name}: dropout bits", _dropout_bits, name, device, dtypes[0])
     if importlib.util.find_spec("transformers") is None:
         yield Result("patched BERT", None, "transformers is not installed")
     else:
@@ -79,12 +90,12 @@ def _attention(lengths: list[int], arguments: dict[str, Any], backend: str) -> s
     return f"largest error {worst.error:.1e} of {worst.allowed:.1e} allowed ({worst.name})"
 
 
-def _dropout_bits(backend: str, device: str) -> str:
+def _dropout_bits(backend: str, device: str, dtype: torch.dtype) -> str:
     """With v = 1 in one place each, out shows which attention weights were dropped."""
     rows = 64
     generator = torch.Generator().manual_seed(1)
-    q, k = (torch.randn(2, rows, 2, rows, generator=generator).to(device) for _ in range(2))
-    v = torch.eye(rows, device=device)[:, None].expand(2, rows, 2, rows)
+    q, k = (torch.randn(2, rows, 2, rows, generator=generator).to(device, dtype) for _ in range(2))
+    v = torch.eye(rows, device=device, dtype=dtype)[:, None].expand(2, rows, 2, rows)
     kept = []
     for name in (backend, backends.REFERENCE):
         seeds = torch.Generator(device).manual_seed(2)

@@ -24,6 +24,9 @@ from torch import Tensor
 import fastattn
 from fastattn import dropout, reference
 
+# Of inputs that name none. Tests of a backend that serves 16 bits alone set it.
+default_dtype = torch.float32
+
 LAYOUTS = ("contiguous", "guarded", "heads_first")
 OUT_FACTOR = 2.0
 GRAD_FACTOR = 3.0
@@ -91,7 +94,7 @@ def make_inputs(
     num_heads: int = 2,
     num_heads_kv: int | None = None,
     head_dim: int = 32,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     packed: bool = False,
     tail: int = 0,
@@ -106,6 +109,7 @@ def make_inputs(
     Args:
         lengths_q: rows of each sequence of q; 0 is a length.
         lengths_k: the same for k and v. Default: lengths_q.
+        dtype: of q, k and v. Default: ``default_dtype``.
         packed: packed layout instead of a batch. In a batch every sequence of q is as long as
             the longest; where k and v are ragged, the padding is NaN and a key_padding_mask
             names it.
@@ -119,6 +123,7 @@ def make_inputs(
     lengths_q = tuple(lengths_q)
     lengths_k = lengths_q if lengths_k is None else tuple(lengths_k)
     num_heads_kv = num_heads if num_heads_kv is None else num_heads_kv
+    dtype = default_dtype if dtype is None else dtype
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:

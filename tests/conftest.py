@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -16,7 +17,10 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 if HAS_TRITON and not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from fastattn import testing  # noqa: E402
 from fastattn.backends import cpu, triton  # noqa: E402
+from fastattn.backends.cuda import EMULATED  # noqa: E402
+from fastattn.errors import BackendError  # noqa: E402
 
 # Repeatable: no example depends on the day, and a slow machine is not a failure.
 hypothesis.settings.register_profile(
@@ -28,6 +32,8 @@ INSTRUCTION_SETS = cpu.instruction_sets()
 BACKENDS = ["reference", *(f"cpu-{name}" for name in INSTRUCTION_SETS)]
 if triton.INTERPRETED:
     BACKENDS.append(triton.NAME)
+EMULATED_NAMES = [EMULATED.NAME] if EMULATED.unavailable_reason() is None else []
+BACKENDS += EMULATED_NAMES
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,9 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Triton's interpreter takes about a second for a call with its gradients, so by default it gets a
-# sample of the cases of each test.
+# sample of the cases of each test. The emulator of CUDA takes a tenth of that, and gets all.
 ALL_TRITON_CASES = os.environ.get("FASTATTN_TEST_ALL_TRITON", "0") not in ("", "0")
 TRITON_SAMPLE = 10
+# Element types that they refuse; refusals have their own tests.
+REFUSED = {triton.NAME: {torch.float64}, EMULATED.NAME: {torch.float32, torch.float64}}
 # Tests of float64 that do not say so in a parameter.
 FLOAT64_TESTS = (
     "test_gradcheck",
@@ -51,9 +59,10 @@ FLOAT64_TESTS = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     by_test: dict[object, list[pytest.Item]] = {}
     for item in items:
-        if _parameters(item).get("backend") == triton.NAME:
-            by_test.setdefault(getattr(item, "function", None), []).append(item)
-    kept = {id(item) for cases in by_test.values() for item in _triton_cases(cases)}
+        backend = _backend_of(item)
+        if backend in REFUSED:
+            by_test.setdefault((getattr(item, "function", None), backend), []).append(item)
+    kept = {id(item) for cases in by_test.values() for item in _sample(cases)}
     dropped = {id(item) for cases in by_test.values() for item in cases} - kept
     items[:] = [item for item in items if id(item) not in dropped]
 
@@ -62,21 +71,46 @@ def _parameters(item: pytest.Item) -> dict[str, object]:
     return getattr(getattr(item, "callspec", None), "params", {})
 
 
-def _triton_cases(cases: list[pytest.Item]) -> list[pytest.Item]:
-    """The cases of one test that run in the interpreter; refusals have their own tests."""
+def _backend_of(item: pytest.Item) -> object:
+    """The backend that a fixture names, if one does."""
+    parameters = _parameters(item)
+    return parameters.get("backend", parameters.get("kernels"))
+
+
+def _is_refused(case: pytest.Item, backend: str) -> bool:
+    parameters = _parameters(case)
+    if "kernels" in parameters:  # of hidden states
+        dtypes = parameters.get("dtypes", (parameters.get("dtype"),))
+        return torch.float64 in dtypes  # type: ignore[operator]
+    return parameters.get("dtype") in REFUSED[backend]
+
+
+def _sample(cases: list[pytest.Item]) -> list[pytest.Item]:
+    """The cases of one test that run where a CPU plays a GPU."""
+    backend = str(_backend_of(cases[0]))
     served = [
         case
         for case in cases
-        if _parameters(case).get("dtype") != torch.float64
-        and not case.name.startswith(FLOAT64_TESTS)
+        if not _is_refused(case, backend) and not case.name.startswith(FLOAT64_TESTS)
     ]
-    if ALL_TRITON_CASES:
+    if ALL_TRITON_CASES or backend == EMULATED.NAME:
         return served
     if any(hasattr(getattr(case, "function", None), "hypothesis") for case in served):
         return []  # dozens of calls in one test; tests/backends/test_triton.py has fewer
     # A step that has no divisor in common with the number of dtypes meets all of them.
     step = next(step for step in (1, 5, 7, 11, 13, 17) if len(served) <= step * TRITON_SAMPLE)
     return served[::step]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Any:
+    """A test in float32, or of a larger head_dim, has nothing to say about the CUDA kernels."""
+    try:
+        return (yield)
+    except BackendError as error:
+        if _backend_of(pyfuncitem) != EMULATED.NAME:
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +128,11 @@ def num_threads() -> Iterator[None]:
 
 def _use(name: str) -> Iterator[str]:
     """Forces the instruction set of "cpu-<instruction set>"; yields the backend's name."""
+    if name == EMULATED.NAME:
+        testing.default_dtype = torch.float16
+        yield name
+        testing.default_dtype = torch.float32
+        return
     backend, _, instruction_set = name.partition("-")
     if not instruction_set:
         yield backend
@@ -122,3 +161,9 @@ def cpu_backend() -> str:
 def cpu_kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """The CPU kernels alone, once for each instruction set."""
     yield from _use(f"{cpu.NAME}-{request.param}")
+
+
+@pytest.fixture(params=[*(f"{cpu.NAME}-{name}" for name in INSTRUCTION_SETS), *EMULATED_NAMES])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The kernels on hidden states: the CPU's, and the emulated ones of CUDA."""
+    yield from _use(request.param)

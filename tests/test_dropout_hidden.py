@@ -132,20 +132,20 @@ def test_attention_weights_of_the_same_seed_are_independent():
 
 @pytest.mark.parametrize("hidden_size", [1, 7, 31, 33, 64, 255, 256, 257, 384, 1000])
 @pytest.mark.parametrize("dropout_p", [1e-9, 0.1, 0.5, 0.999999])
-def test_operator_follows_the_rule(cpu_kernels, hidden_size, dropout_p):
+def test_operator_follows_the_rule(kernels, hidden_size, dropout_p):
     x = torch.rand(2, 19, hidden_size) + 1.0
     seed = torch.tensor(SEED)
-    out = torch.ops.fastattn.hidden_dropout(x, seed, dropout_p)
+    out = torch.ops.fastattn.hidden_dropout(x, seed, dropout_p, kernels)
     keep = keep_mask(38, hidden_size, dropout_p).view(x.shape)
     assert torch.equal(out, torch.where(keep, x * dropout.keep_scale(dropout_p), 0.0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_operator_equals_its_reference(cpu_kernels, dtype):
+def test_operator_equals_its_reference(kernels, dtype):
     x = guarded(torch.randn(3, 50, 77, dtype=dtype)).requires_grad_()
     dout = torch.randn(3, 50, 77, dtype=dtype)
     results = []
-    for backend in (cpu_kernels, "reference"):
+    for backend in (kernels, "reference"):
         out = hidden_dropout(x, 0.3, torch.Generator().manual_seed(1), backend=backend)
         results.append((out, *torch.autograd.grad(out, x, dout)))
         assert out.dtype == dtype
@@ -187,8 +187,8 @@ def test_operator_draws_its_seed_from_the_generator(cpu_kernels):
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5), (5,)])
-def test_operator_takes_any_number_of_rows(cpu_kernels, shape):
-    assert hidden_dropout(torch.ones(shape), 0.5).shape == shape
+def test_operator_takes_any_number_of_rows(kernels, shape):
+    assert hidden_dropout(torch.ones(shape), 0.5, backend=kernels).shape == shape
 
 
 @pytest.mark.parametrize(
@@ -233,9 +233,10 @@ def test_wrong_arguments(x, dropout_p, kind, message):
 def test_wrong_backends(monkeypatch):
     x = torch.ones(2, 3)
     with pytest.raises(ValueError) as raised:
-        hidden_dropout(x, 0.1, backend="cuda")
+        hidden_dropout(x, 0.1, backend="gpu")
     assert str(raised.value) == (
-        'dropout: backend must be None, "cpu", "triton" or "reference"; got \'cuda\'.'
+        'dropout: backend must be None, "cpu", "cuda", "triton", "cuda-emulated" or "reference"; '
+        "got 'gpu'."
     )
     with pytest.raises(BackendError) as refused:
         hidden_dropout(x.to("meta"), 0.1, backend="cpu")

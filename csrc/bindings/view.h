@@ -27,6 +27,16 @@ inline void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
+// The seed of a CPU's kernel is a number, that of a GPU's kernel a tensor of one int64 there.
+template <class Params>
+void set_seed(Params& params, uint64_t seed) {
+  params.seed = seed;
+}
+template <class Params>
+void set_seed(Params& params, const OptionalView& seed) {
+  params.seed_ptr = seed.has_value() ? static_cast<const int64_t*>(pointer(*seed)) : nullptr;
+}
+
 inline ElementType element_type(const std::string& name) {
   if (name == "float32") return ElementType::kFloat32;
   if (name == "float64") return ElementType::kFloat64;

@@ -38,6 +38,7 @@ struct AttentionParams {
   RowStatsRef lse;
   int64_t batch_size = 0;
   int64_t seqlen_q = 0, seqlen_k = 0;  // of every sequence; unused in the packed layout
+  int64_t total_q = 0, total_k = 0;    // rows of packed tensors; read on a GPU only
   int64_t num_heads = 0, num_heads_kv = 0, head_dim = 0;
 
   const int32_t* cu_seqlens_q = nullptr;  // (batch + 1,), packed layout only
@@ -52,20 +53,29 @@ struct AttentionParams {
   double softcap = 0.0;                         // 0 = off
   int64_t window_left = -1, window_right = -1;  // -1 = unbounded
   uint64_t seed = 0;
-  uint32_t drop_threshold = 0;  // of 65536; 0 = no dropout
+  const int64_t* seed_ptr = nullptr;  // the seed in the memory of a GPU, which alone reads it
+  uint32_t drop_threshold = 0;        // of 65536; 0 = no dropout
   int num_threads = 1;
 };
 
 struct AttentionBwdParams : AttentionParams {
   TensorRef dout, dq, dk, dv;
-  RowStatsRef dlse;  // may be null
-  BiasRef dbias;     // may be null; zeroed by the caller
+  RowStatsRef dlse;   // may be null
+  RowStatsRef delta;  // memory for rowsum(out * dout) - dlse, float32; used on a GPU only
+  BiasRef dbias;      // may be null; zeroed by the caller
 };
 
 // A matrix whose rows are contiguous.
 struct MatrixRef {
   void* data = nullptr;
   int64_t row_stride = 0;  // in elements
+};
+
+// Memory for partial sums over rows, (sums, parts, columns) of float32: each block of a GPU's
+// backward pass writes those of its rows, and a second kernel adds them up.
+struct ColumnSumsRef {
+  float* data = nullptr;
+  int64_t parts = 0;
 };
 
 // Matrices are (rows, hidden_size). Vectors are (hidden_size,) of float32, or float64 for float64
@@ -82,7 +92,8 @@ struct LayerNormParams {
   int64_t rows = 0, hidden_size = 0;
   double eps = 0.0;
   uint64_t seed = 0;
-  uint32_t drop_threshold = 0;  // of 65536; 0 = no dropout
+  const int64_t* seed_ptr = nullptr;  // as above
+  uint32_t drop_threshold = 0;        // of 65536; 0 = no dropout
   int num_threads = 1;
 };
 
@@ -92,6 +103,7 @@ struct LayerNormBwdParams : LayerNormParams {
   void* dweight = nullptr;
   void* dbias = nullptr;
   void* dx_bias = nullptr;  // may be null
+  ColumnSumsRef partials;   // of dweight, dbias and, if it is there, dx_bias; used on a GPU only
 };
 
 struct GeluParams {
@@ -104,7 +116,8 @@ struct GeluParams {
 
 struct GeluBwdParams : GeluParams {
   MatrixRef dout, dx;
-  void* dbias = nullptr;  // may be null
+  void* dbias = nullptr;   // may be null
+  ColumnSumsRef partials;  // of dbias, if it is there; used on a GPU only
 };
 
 // c = op(a) @ op(b) + bias in float32, where op transposes or not.
@@ -122,6 +135,7 @@ struct HiddenDropoutParams {
   MatrixRef x, out;  // (rows, hidden_size)
   int64_t rows = 0, hidden_size = 0;
   uint64_t seed = 0;
+  const int64_t* seed_ptr = nullptr;  // as above
   uint32_t drop_threshold = 0;
   int num_threads = 1;
 };

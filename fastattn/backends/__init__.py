@@ -1,27 +1,29 @@
 """Which code runs a call: one module per backend, and the choice between them.
 
 A backend module has ``NAME``, ``unavailable_reason()``, ``unsupported_reasons(call)``,
-``attention_fwd`` and ``attention_bwd``. The first one that can serve a call is chosen; the
-reference, plain torch, can serve every call and is last. Triton's interpreter, which serves tests,
-is never chosen unasked.
+``attention_fwd`` and ``attention_bwd``, and ``hidden_reasons`` and the operators on hidden states.
+The first one that can serve a call is chosen; the reference, plain torch, can serve every call and
+is last. What serves tests, Triton's interpreter and the emulated CUDA kernels, is never chosen
+unasked.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
+import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastattn.backends import cpu, triton
+from fastattn.backends.cuda import CUDA, EMULATED
+from fastattn.backends.cuda.order import gpu_order
 from fastattn.errors import BackendError
 
 if TYPE_CHECKING:
     from fastattn.ops.attention import Options
 
-# Fused backends in the order in which they are tried.
-_FUSED: dict[str, ModuleType] = {cpu.NAME: cpu, triton.NAME: triton}
+_FUSED: dict[str, Any] = {backend.NAME: backend for backend in (cpu, CUDA, triton, EMULATED)}
 REFERENCE = "reference"
 NAMES = (*_FUSED, REFERENCE)
 
@@ -34,6 +36,15 @@ class Call(NamedTuple):
     head_dim: int
     packed: bool
     options: tuple[str, ...]  # names of the options in use
+
+
+class HiddenCall(NamedTuple):
+    """The same of a call of an operator on hidden states."""
+
+    op: str
+    device_type: str
+    dtype: torch.dtype
+    hidden_size: int
 
 
 class Explanation(NamedTuple):
@@ -56,9 +67,15 @@ class Explanation(NamedTuple):
         return "\n".join(lines)
 
 
-def get(name: str) -> ModuleType:
-    """Returns the module of a fused backend."""
+def get(name: str) -> Any:
+    """Returns a fused backend."""
     return _FUSED[name]
+
+
+def fused_order(device_type: str) -> tuple[str, ...]:
+    """Returns the fused backends that may be chosen unasked, in the order they are tried in."""
+    first, second = gpu_order() if device_type == "cuda" else (CUDA.NAME, triton.NAME)
+    return cpu.NAME, first, second
 
 
 def describe(q: Tensor, k: Tensor, options: Options, *, heads_dim: int = -2) -> Call:
@@ -111,7 +128,7 @@ def select(call: Call, backend: str | None = None) -> str:
         BackendError: it cannot serve the call; the message lists its reasons.
     """
     if backend is None:
-        for name in _FUSED:
+        for name in fused_order(call.device_type):
             if not reasons_not_to_choose(name, call):
                 return name
         return REFERENCE
@@ -146,5 +163,6 @@ def explain(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Explanation:
 
 def explanation(call: Call, chosen: str) -> Explanation:
     """Returns the choice of a backend together with why the ones before it were passed over."""
-    reasons = {name: reasons_not_to_choose(name, call) for name in NAMES[: NAMES.index(chosen)]}
+    before = itertools.takewhile(lambda name: name != chosen, fused_order(call.device_type))
+    reasons = {name: reasons_not_to_choose(name, call) for name in before}
     return Explanation(chosen, call, reasons)

@@ -9,23 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastattn.backends.native import DTYPES as _DTYPES
+from fastattn.backends.native import as_rows as _as_rows
+from fastattn.backends.native import require_dtype as _require_dtype
+from fastattn.backends.native import rows_contiguous as _rows_contiguous
+from fastattn.backends.native import view as _view
 from fastattn.dropout import drop_threshold
 from fastattn.ops import checks
 from fastattn.reference import statistics_dtype
 
 if TYPE_CHECKING:
-    from fastattn.backends import Call
+    from fastattn.backends import Call, HiddenCall
 
 NAME = "cpu"
 MAX_HEAD_DIM = 256
-
-# The names of the element types in csrc/common/params.h.
-_DTYPES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-}
 
 _load_error: str | None = None
 _C: Any = None
@@ -46,6 +43,11 @@ def unavailable_reason() -> str | None:
     return _load_error
 
 
+def native_module() -> Any:
+    """Returns the module fastattn._C; None if there is none."""
+    return _C
+
+
 def unsupported_reasons(call: Call) -> list[str]:
     """Returns why the backend cannot serve a call."""
     reasons = []
@@ -54,6 +56,13 @@ def unsupported_reasons(call: Call) -> list[str]:
     if call.head_dim > MAX_HEAD_DIM:
         reasons.append(f"head_dim must be at most {MAX_HEAD_DIM}, got {call.head_dim}")
     return reasons
+
+
+def hidden_reasons(call: HiddenCall) -> list[str]:
+    """Returns why the operators on hidden states cannot serve a call."""
+    return (
+        [] if call.device_type == "cpu" else [f"tensors must be on the CPU, got {call.device_type}"]
+    )
 
 
 def instruction_sets() -> list[str]:
@@ -73,19 +82,6 @@ def set_instruction_set(name: str | None) -> None:
         ValueError: it is not compiled in, or this CPU lacks it.
     """
     _C.cpu_set_instruction_set(name or "")
-
-
-def _view(tensor: Tensor | None) -> tuple[int, torch.Size, tuple[int, ...]] | None:
-    """The pointer, sizes and element strides of a tensor, which is all the kernels see."""
-    return None if tensor is None else (tensor.data_ptr(), tensor.shape, tensor.stride())
-
-
-def _rows_contiguous(tensor: Tensor) -> Tensor:
-    """The kernels read along head_dim with stride 1."""
-    if tensor.stride(-1) == 1 or tensor.shape[-1] == 1:
-        return tensor
-    # To torch, a tensor without elements is contiguous whatever its strides.
-    return tensor.contiguous() if tensor.numel() > 0 else tensor.new_empty(tensor.shape)
 
 
 def _options(
@@ -196,21 +192,6 @@ def attention_bwd(
     if options[0] is not None:
         _fill_rows_of_no_sequence(options[0], (dq, 0.0))
         _fill_rows_of_no_sequence(options[1], (dk, 0.0), (dv, 0.0))
-
-
-def _as_rows(tensor: Tensor) -> Tensor:
-    """(..., columns) -> (rows, columns); a copy only where rows do not lie evenly."""
-    return _rows_contiguous(tensor.reshape(-1, tensor.shape[-1]))
-
-
-def _require_dtype(dtype: torch.dtype, **tensors: Tensor | None) -> None:
-    """Protects memory where an operator is called past the functions that fix the dtypes."""
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.dtype != dtype:
-            raise TypeError(
-                f"fastattn: {name} must be {dtype}; got {tensor.dtype}. "
-                "Call the functions of fastattn.ops, which convert it."
-            )
 
 
 def _dropout_options(seed: Tensor | None, dropout_p: float) -> tuple[int, int, int]:

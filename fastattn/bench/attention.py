@@ -22,6 +22,7 @@ from fastattn.bench.cases import (
     THREAD_SCALING_CASE,
     THREAD_SCALING_TARGET,
     AttentionCase,
+    GpuCase,
     MemoryCase,
 )
 from fastattn.bench.peak import peak_gflops
@@ -166,7 +167,7 @@ def verify(case_name: str, problem: Problem) -> dict[str, dict[str, float]]:
     return checked
 
 
-def forward_flops(case: AttentionCase, lengths: Sequence[int]) -> int:
+def forward_flops(case: AttentionCase | GpuCase, lengths: Sequence[int]) -> int:
     """Returns the operations of the forward pass: 4 * num_heads * head_dim * sum of length^2."""
     return 4 * case.num_heads * case.head_dim * sum(length**2 for length in lengths)
 

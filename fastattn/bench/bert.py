@@ -96,7 +96,7 @@ def draw_batches(case: BertCase, count: int) -> list[Batch]:
 
 
 class Runner:
-    """A model with its optimizer, and the step that is timed."""
+    """A model with its optimizer, and the step that is timed, on the device of the model."""
 
     def __init__(self, model: Any, case: BertCase) -> None:
         self.model = model.train(case.mode == "train")
@@ -109,10 +109,10 @@ class Runner:
         """Trains on a batch, or computes its logits."""
         if self._case.mode == "inference":
             inputs = {name: value for name, value in batch.items() if name != "labels"}
-            with torch.inference_mode(), autocast(self._case.dtype):
+            with torch.inference_mode(), autocast(self._case.dtype, batch["labels"].device):
                 self.model(**inputs)
             return
-        with autocast(self._case.dtype):
+        with autocast(self._case.dtype, batch["labels"].device):
             loss = self.model(**batch).loss
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), _MAX_GRAD_NORM)
@@ -120,10 +120,10 @@ class Runner:
         self._optimizer.zero_grad()
 
 
-def autocast(dtype: str) -> contextlib.AbstractContextManager[Any]:
+def autocast(dtype: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Returns what bfloat16 training runs under; nothing for float32."""
     if dtype == "bfloat16":
-        return torch.autocast("cpu", torch.bfloat16)
+        return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
 
 
@@ -168,7 +168,7 @@ def verify(case: BertCase, stock: Any, ours: Any, batch: Batch) -> dict[str, dic
 def _logits_and_gradients(model: Any, batch: Batch, dtype: str) -> dict[str, Tensor]:
     was_training = model.training
     model.eval()  # no dropout
-    with autocast(dtype):
+    with autocast(dtype, batch["labels"].device):
         output = model(**batch)
     output.loss.backward()
     gradients = torch.cat([p.grad.flatten().double() for p in model.parameters()])
@@ -177,10 +177,16 @@ def _logits_and_gradients(model: Any, batch: Batch, dtype: str) -> dict[str, Ten
     return {"logits": output.logits.detach().double(), "gradients": gradients}
 
 
-def run_case(case: BertCase, rounds: int) -> dict[str, Any]:
-    """Verifies, times and profiles one case on ``rounds`` batches, after one untimed."""
-    warm_up, *batches = draw_batches(case, rounds + 1)
-    stock = load_model(case)
+def run_case(case: BertCase, rounds: int, device: str = "cpu") -> dict[str, Any]:
+    """Verifies, times and profiles one case on ``rounds`` batches, after one untimed.
+
+    A step on a GPU ends when the GPU has done it; what remains in it is not profiled.
+    """
+    warm_up, *batches = (
+        {name: value.to(device) for name, value in batch.items()}
+        for batch in draw_batches(case, rounds + 1)
+    )
+    stock = load_model(case).to(device)
     ours = copy.deepcopy(stock)
     fastattn.patch(ours)
     checked = verify(case, stock, ours, warm_up)
@@ -208,12 +214,20 @@ def run_case(case: BertCase, rounds: int) -> dict[str, Any]:
         **compare(times_ms),
         "times_ms": times_ms,
         "target": case.target,
-        "profile_ms": profile_ms(lambda: runners["fastattn"].step(_typical(batches))),
+        "profile_ms": profile_ms(lambda: runners["fastattn"].step(_typical(batches)))
+        if device == "cpu"
+        else {},
     }
 
 
 def _next_step(runner: Runner, batches: Any) -> Callable[[], None]:
-    return lambda: runner.step(next(batches))
+    def step() -> None:
+        batch = next(batches)
+        runner.step(batch)
+        if batch["labels"].is_cuda:
+            torch.cuda.synchronize()
+
+    return step
 
 
 def _typical(batches: Sequence[Batch]) -> Batch:
@@ -236,6 +250,7 @@ def run(
     quick: bool = False,
     rounds: int | None = None,
     say: Say = lambda line: None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Runs cases with torch's number of threads; ``rounds`` replaces each case's own.
 
@@ -246,5 +261,6 @@ def run(
     results = []
     for case in cases:
         say(case.name)
-        results.append(run_case(case, rounds or (case.quick_rounds if quick else case.rounds)))
+        usual = case.quick_rounds if quick else case.rounds
+        results.append(run_case(case, rounds or usual, device))
     return {"cases": results}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeVar
 
 Peer = Literal["sdpa", "eager"]
 Lengths = Literal["dense", "imdb"]
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}  # torch's names and the short ones
+GPU_DTYPES = {"float16": "fp16", "bfloat16": "bf16"}
 
 # What the project aims at as shares of the machine's measured peak, whatever the case.
 PEAK_SHARE_TARGETS = {"forward": 0.70, "backward": 0.60}
@@ -72,6 +73,31 @@ class BertCase:
     target: float | None = None
 
 
+@dataclass(frozen=True)
+class GpuCase:
+    """One shape of the operation on a GPU, timed forward and forward + backward."""
+
+    batch_size: int
+    num_heads: int
+    seqlen: int  # the longest sequence; with lengths "imdb", what texts are cut to
+    head_dim: int
+    dropout_p: float = 0.0
+    lengths: Lengths = "dense"
+    dtype: str = "float16"
+
+    @property
+    def name(self) -> str:
+        """Such as "512-d64-dropout-imdb-fp16"."""
+        words = [str(self.seqlen), f"d{self.head_dim}"]
+        words += ["dropout"] if self.dropout_p > 0.0 else []
+        words += [self.lengths, GPU_DTYPES[self.dtype]]
+        return "-".join(words)
+
+    def described(self) -> dict[str, Any]:
+        """Returns what a result file says of the case."""
+        return {"name": self.name, **asdict(self)}
+
+
 def _targets(forward: float, forward_backward: float) -> dict[str, float]:
     return {"forward": forward, "forward_backward": forward_backward}
 
@@ -132,7 +158,33 @@ BERT_CASES = (
     ),
 )
 
-Case = TypeVar("Case", bound=AttentionCase | MemoryCase | BertCase)
+_GPU_TOKENS = 16384  # of a batch
+_GPU_WIDTH = 768  # num_heads * head_dim
+
+
+def _gpu_cases() -> tuple[GpuCase, ...]:
+    """Every length for head_dim 64, some for 32 and 128; real lengths where BERT's texts end."""
+    shapes = [(seqlen, 64) for seqlen in (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)]
+    shapes += [(seqlen, head_dim) for head_dim in (32, 128) for seqlen in (128, 512, 2048, 8192)]
+    cases = [
+        GpuCase(_GPU_TOKENS // seqlen, _GPU_WIDTH // head_dim, seqlen, head_dim, dropout_p)
+        for seqlen, head_dim in shapes
+        for dropout_p in (0.0, 0.1)
+    ]
+    for head_dim in (32, 64):
+        for dropout_p in (0.0, 0.1):
+            heads = _GPU_WIDTH // head_dim
+            cases.append(GpuCase(32, heads, 512, head_dim, dropout_p, "imdb"))
+    cases.append(GpuCase(32, 12, 512, 64, 0.1, "imdb", "bfloat16"))
+    return tuple(cases)
+
+
+GPU_CASES = _gpu_cases()
+# At seqlen 512, head_dim 64, on an H200, forward and backward each: how many times as fast as the
+# best of torch's without dropout, and with dropout and the lengths of real texts. Not measured yet.
+GPU_TARGETS = {"512-d64-dense-fp16": 1.15, "512-d64-dropout-imdb-fp16": 1.3}
+
+Case = TypeVar("Case", bound=AttentionCase | MemoryCase | BertCase | GpuCase)
 
 
 def choose(cases: Sequence[Case], names: Sequence[str]) -> list[Case]:

@@ -3,17 +3,18 @@
 Schema version 1. Every file holds
 
     schema, schema_version    "fastattn-bench", 1
-    kind                      "attention" or "bert"
+    kind                      "attention", "bert", "gpu-attention" or "gpu-bert"
     command, date             as typed; UTC, ISO 8601
     quick, partial            fewer rounds than usual; not all cases
-    machine                   model, slug, cores, threads, instruction_set
+    machine                   model, slug, cores, threads, instruction_set; gpu, if it is one's
     versions                  python, torch, transformers, fastattn
     git                       commit and dirty (uncommitted changes), or null
     seconds                   how long the run took
     cases                     one dictionary a case; times in milliseconds
 
-and what :func:`fastattn.bench.attention.run` or :func:`fastattn.bench.bert.run` returns beside the
-cases. A ratio is the fastest peer's time divided by ours: less than 1 is slower.
+and what :func:`fastattn.bench.attention.run`, :func:`fastattn.bench.bert.run` or
+:func:`fastattn.bench.gpu.run` returns beside the cases. A ratio is the fastest peer's time divided
+by ours: less than 1 is slower.
 """
 
 from __future__ import annotations
@@ -31,21 +32,32 @@ from fastattn import environment
 SCHEMA = "fastattn-bench"
 SCHEMA_VERSION = 1
 
-FILE_NAMES = {"attention": "cpu-attention.json", "bert": "cpu-bert.json"}
+FILE_NAMES = {
+    "attention": "cpu-attention.json",
+    "bert": "cpu-bert.json",
+    "gpu-attention": "gpu-attention.json",
+    "gpu-bert": "gpu-bert.json",
+}
 
 _VERSIONS = ("python", "torch", "transformers", "fastattn")
 
 
-def machine() -> dict[str, Any]:
-    """Returns the CPU, and what of it torch and the kernels use."""
+def machine(kind: str) -> dict[str, Any]:
+    """Returns the CPU and what of it is used; for a kind of result "gpu-..." the GPU beside it."""
     cpu = environment.cpu()
-    return {
+    found = {
         "slug": slug(cpu["model"], cpu["threads"]),
         "model": cpu["model"],
         "cores": cpu["usable_cores"],
         "threads": cpu["threads"],
         "instruction_set": cpu["instruction_set"],
     }
+    if kind.startswith("gpu-"):
+        gpus = environment.gpus()
+        gpu = {**gpus["devices"][0], "driver": gpus["driver"], "torch_cuda": gpus["torch_cuda"]}
+        found |= {"gpu": gpu, "slug": re.sub(r"[^a-z0-9]+", "-", gpu["name"].lower()).strip("-")}
+        found["cuda_kernels"] = environment.cuda_kernels()
+    return found
 
 
 def slug(model: str, threads: int) -> str:
@@ -70,7 +82,7 @@ def provenance(kind: str, command: str, *, quick: bool, partial: bool) -> dict[s
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "quick": quick,
         "partial": partial,
-        "machine": machine(),
+        "machine": machine(kind),
         "versions": {name: versions[name] for name in _VERSIONS},
         "git": git_state(),
     }
@@ -124,7 +136,7 @@ def choose_path(kind: str, output: str | None) -> Path:
     else:
         root, here = source_tree(), Path.cwd().resolve()
         inside = root is not None and here.is_relative_to(root)
-        folder = root / "bench" / "results" / machine()["slug"] if root and inside else here
+        folder = root / "bench" / "results" / machine(kind)["slug"] if root and inside else here
         path = folder / FILE_NAMES[kind]
     if path.exists():
         _check_replaceable(path, kind)

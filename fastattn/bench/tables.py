@@ -40,6 +40,35 @@ def attention_summary(result: Result) -> Table:
     return Table(header, rows, num_words=2)
 
 
+def gpu_summary(result: Result) -> Table:
+    """Times of both of our backends on a GPU beside the best peer's, one line a case and pass."""
+    header = ["case", "pass", "cuda, ms", "triton, ms", "torch, ms", "best of torch's"]
+    header += ["ratio, cuda", "ratio, triton", "target"]
+    rows = []
+    for case in result["cases"]:
+        for name, words in _PASSES.items():
+            found = case[name]
+            best, ratios = found["best_peer"], found["ratios"]
+            medians = {who: times["median_ms"] for who, times in found["times"].items()}
+            row = [case["name"], words]
+            for who in ("fastattn-cuda", "fastattn-triton", best):
+                row.append(_ms(medians[who]) if who in medians else "")
+            row.append(best or "")
+            for who in ("fastattn-cuda", "fastattn-triton"):
+                row.append(f"{ratios[who]:.2f}" if who in ratios else "")
+            rows.append([*row, _target(case["target"])])
+    return Table(header, rows, num_words=2)
+
+
+def gpu_notes(result: Result) -> list[str]:
+    """What was not timed, and why."""
+    return [
+        f"{case['name']}: no {name}: {reason}"
+        for case in result["cases"]
+        for name, reason in case["refused"].items()
+    ]
+
+
 def attention_targets(result: Result) -> Table:
     """Ratios and shares of the peak beside what the project aims at."""
     aims = result["peak_share_targets"]

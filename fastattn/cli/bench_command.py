@@ -17,7 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Device = Annotated[str, typer.Option(help='"cpu". There are no GPU kernels to measure yet.')]
+Device = Annotated[str, typer.Option(help='"cpu", or "cuda" for the current GPU.')]
 Quick = Annotated[
     bool, typer.Option("--quick", help="Fewer rounds: a first impression, saved only to --output.")
 ]
@@ -53,6 +53,9 @@ def attention(
     """
     with clear_errors(debug):
         _check(device, threads, rounds)
+        if device == "cuda":
+            _attention_on_a_gpu(quick, output, case, rounds)
+            return
         from fastattn.bench import attention as module
         from fastattn.bench.cases import (
             ATTENTION_CASES,
@@ -73,6 +76,24 @@ def attention(
             output=output,
             options={"--quick": quick, "--threads": threads, "--case": case, "--rounds": rounds},
         )
+
+
+def _attention_on_a_gpu(
+    quick: bool, output: str | None, case: list[str] | None, rounds: int | None
+) -> None:
+    from fastattn.bench import gpu
+    from fastattn.bench.cases import GPU_CASES, choose
+
+    cases = choose(GPU_CASES, case or ())
+    usual = gpu.QUICK_ROUNDS if quick else gpu.ROUNDS
+    _run(
+        "gpu-attention",
+        lambda say: gpu.run(cases, rounds or usual, say),
+        partial=bool(case),
+        quick=quick,
+        output=output,
+        options={"--device": "cuda", "--quick": quick, "--case": case, "--rounds": rounds},
+    )
 
 
 @app.command()
@@ -103,13 +124,15 @@ def bert(
 
         logging.set_verbosity_error()  # a new head on the model is what is wanted here
         logging.disable_progress_bar()
+        on_gpu = device == "cuda"
+        options = {"--device": device if on_gpu else None, "--quick": quick, "--threads": threads}
         _run(
-            "bert",
-            lambda say: module.run(cases, quick=quick, rounds=rounds, say=say),
+            "gpu-bert" if on_gpu else "bert",
+            lambda say: module.run(cases, quick=quick, rounds=rounds, say=say, device=device),
             partial=bool(case),
             quick=quick,
             output=output,
-            options={"--quick": quick, "--threads": threads, "--case": case, "--rounds": rounds},
+            options={**options, "--case": case, "--rounds": rounds},
         )
         if not case:
             _overhead(rounds)
@@ -175,20 +198,21 @@ def _check(device: str, threads: int | None, rounds: int | None) -> None:
     """Checks the options that all measurements share, and sets the number of threads."""
     import torch
 
-    if device == "cuda":
-        sees = "torch sees one" if torch.cuda.is_available() else "torch sees no GPU"
+    if device not in ("cpu", "cuda"):
         raise ValueError(
-            f"bench: device must be 'cpu', for which there are kernels; got 'cuda' ({sees}). "
+            f"bench: device must be 'cpu' or 'cuda'; got {device!r}. Leave --device out."
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "bench: device must be one that torch can use; got 'cuda', and torch sees no GPU. "
             "Leave --device out, or see `fastattn info`."
         )
-    if device != "cpu":
-        raise ValueError(f"bench: device must be 'cpu'; got {device!r}. Leave --device out.")
     for name, value in (("threads", threads), ("rounds", rounds)):
         if value is not None and value < 1:
             raise ValueError(f"bench: {name} must be at least 1; got {value}. Set --{name}.")
     from fastattn.backends import cpu
 
-    if cpu.unavailable_reason() is not None:
+    if device == "cpu" and cpu.unavailable_reason() is not None:
         raise ValueError(
             "bench: the CPU backend must be ready to be measured; got: "
             f"{cpu.unavailable_reason()}. See `fastattn info`."
@@ -227,7 +251,7 @@ def _run(
 
 def _command(kind: str, options: dict[str, Any]) -> str:
     """The command as one would type it. Where results go has no influence on them: left out."""
-    words = ["fastattn", "bench", kind]
+    words = ["fastattn", "bench", kind.removeprefix("gpu-")]
     for name, value in options.items():
         for item in value if isinstance(value, list) else [value]:
             if item is True:

@@ -23,7 +23,7 @@ def run(as_json: bool) -> None:
         ("versions", _fields(found["versions"], missing="not installed")),
         ("system", [found["os"]]),
         ("cpu", _fields(found["cpu"], missing="none")),
-        ("gpu", _gpu_lines(found["gpus"])),
+        ("gpu", [*_gpu_lines(found["gpus"]), *_cuda_lines(found["cuda_kernels"])]),
         ("backends", _backend_lines(found["backends"])),
     ):
         for index, line in enumerate(lines):
@@ -52,6 +52,15 @@ def _gpu_lines(section: dict[str, Any]) -> list[str]:
     lines.append(f"driver: {section['driver'] or 'none'}")
     lines.append(f"torch built for CUDA: {cuda or 'no'}")
     return lines
+
+
+def _cuda_lines(section: dict[str, Any]) -> list[str]:
+    if "error" in section:
+        return _fields(section, missing="none")
+    if section["skipped"]:
+        return [f"CUDA kernels: none: {section['skipped']}"]
+    names = " ".join(f"sm_{number}" for number in section["architectures"])
+    return [f"CUDA kernels: {names}, compiled by nvcc {section['nvcc']}"]
 
 
 def _backend_lines(section: dict[str, Any]) -> list[str]:

@@ -23,7 +23,7 @@ from fastattn.modules.fused import (
     is_plain,
     product,
     products,
-    serve,
+    serves_gelu,
 )
 from fastattn.ops.gelu import bias_gelu
 from fastattn.ops.padding import PackedLayout
@@ -138,7 +138,8 @@ class FusedAlbertIntermediate(_AlbertLayer):
     def middle(self, x: Tensor) -> Tensor:
         """(..., hidden) -> (..., intermediate)."""
         activation = self.activation
-        if serve(x) and computes_gelu(activation) and is_plain(activation, GELUActivation):
+        plain = computes_gelu(activation) and is_plain(activation, GELUActivation)
+        if plain and serves_gelu(self.ffn, x):
             return bias_gelu(*product(self.ffn, x))
         return super().middle(x)
 

@@ -26,7 +26,7 @@ from fastattn.modules.fused import (
     is_plain,
     product,
     products,
-    serve,
+    serves_gelu,
 )
 from fastattn.ops.gelu import bias_gelu
 from fastattn.ops.padding import PackedLayout
@@ -107,7 +107,7 @@ class FusedFFN(Mixin):
     def middle(self, x: Tensor) -> Tensor:
         """(..., hidden) -> (..., hidden_dim)."""
         plain = computes_gelu(self.activation) and is_plain(self.activation, GELUActivation)
-        if plain and serve(x):
+        if plain and serves_gelu(self.lin1, x):
             return bias_gelu(*product(self.lin1, x))
         return self.activation(self.lin1(x))
 

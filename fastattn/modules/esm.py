@@ -16,7 +16,7 @@ from fastattn.integrations.transformers import NAME, attention_forward
 from fastattn.modules.bert import attend_first_rows, dropout_p, split_heads
 from fastattn.modules.combined import Mixin
 from fastattn.modules.encoder import FirstRowsLayer
-from fastattn.modules.fused import applied, product, products, serve
+from fastattn.modules.fused import applied, product, products, serves_gelu
 from fastattn.ops.gelu import bias_gelu
 from fastattn.ops.padding import PackedLayout
 
@@ -113,7 +113,7 @@ class FusedEsmIntermediate(Mixin):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(..., hidden) -> (..., intermediate)."""
-        if not serve(hidden_states):
+        if not serves_gelu(self.dense, hidden_states):
             return super().forward(hidden_states)
         return bias_gelu(*product(self.dense, hidden_states))
 

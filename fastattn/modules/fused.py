@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
-from fastattn.backends import cpu
 from fastattn.modules.combined import Mixin
+from fastattn.ops import gelu, layer_norm
 from fastattn.ops.gelu import bias_gelu
+from fastattn.ops.hidden_checks import is_fused
 from fastattn.ops.layer_norm import dropout_add_layer_norm
 from fastattn.ops.linear import linear, linears
 
@@ -62,9 +63,14 @@ def is_called_for_its_class(module: nn.Module) -> bool:
     return not is_watched(module) and "forward" not in module.__dict__
 
 
-def serve(x: Tensor) -> bool:
-    """Whether there are kernels for the fused operators on this tensor."""
-    return x.device.type == "cpu" and cpu.unavailable_reason() is None
+def serves_norm(norm: nn.LayerNorm, x: Tensor) -> bool:
+    """Whether there are kernels for dropout, residual and a LayerNorm, on the device of x."""
+    return is_fused(layer_norm.OP, x, norm.normalized_shape[-1])
+
+
+def serves_gelu(dense: Any, x: Tensor) -> bool:
+    """Whether there are kernels for the GELU of a linear layer's output, on the device of x."""
+    return is_fused(gelu.OP, x, getattr(dense, "out_features", x.shape[-1]))
 
 
 def applied(dense: Any, x: Tensor) -> Tensor:
@@ -105,7 +111,7 @@ def add_norm(
     norm: Any, x: Tensor, x_bias: Tensor | None, residual: Tensor, p: float = 0.0
 ) -> Tensor:
     """LayerNorm of ``dropout(x + x_bias) + residual``, in one operator where there is one."""
-    if serve(x) and is_plain(norm, nn.LayerNorm) and norm.bias is not None:
+    if is_plain(norm, nn.LayerNorm) and norm.bias is not None and serves_norm(norm, x):
         return dropout_add_layer_norm(
             x, residual, norm.weight, norm.bias, norm.eps, p, x_bias=x_bias
         )
@@ -125,10 +131,10 @@ class FusedOutput(Mixin):
         """(..., in_features) and the residual (..., hidden) -> (..., hidden)."""
         norm, dropout = self.LayerNorm, self.dropout
         fused = (
-            serve(hidden_states)
-            and is_plain(norm, nn.LayerNorm)
+            is_plain(norm, nn.LayerNorm)
             and norm.bias is not None
             and drops_plainly(dropout)
+            and serves_norm(norm, hidden_states)
         )
         if not fused:
             return super().forward(hidden_states, input_tensor)
@@ -151,9 +157,9 @@ class FusedIntermediate(Mixin):
         """(..., hidden) -> (..., intermediate)."""
         activation = self.intermediate_act_fn
         fused = (
-            serve(hidden_states)
-            and computes_gelu(activation)
+            computes_gelu(activation)
             and is_plain(activation, GELUActivation)
+            and serves_gelu(self.dense, hidden_states)
         )
         if not fused:
             return super().forward(hidden_states)

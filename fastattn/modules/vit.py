@@ -13,7 +13,14 @@ from transformers.activations import GELUActivation
 
 from fastattn.integrations.transformers import NAME, attention_forward
 from fastattn.modules.combined import Mixin
-from fastattn.modules.fused import applied, computes_gelu, is_plain, product, products, serve
+from fastattn.modules.fused import (
+    applied,
+    computes_gelu,
+    is_plain,
+    product,
+    products,
+    serves_gelu,
+)
 from fastattn.ops.gelu import bias_gelu
 
 
@@ -65,6 +72,6 @@ class FusedViTMLP(Mixin):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(..., hidden) -> (..., hidden)."""
         plain = computes_gelu(self.activation_fn) and is_plain(self.activation_fn, GELUActivation)
-        if not (plain and serve(hidden_states)):
+        if not (plain and serves_gelu(self.fc1, hidden_states)):
             return super().forward(hidden_states)
         return applied(self.fc2, bias_gelu(*product(self.fc1, hidden_states)))

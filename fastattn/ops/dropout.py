@@ -10,7 +10,7 @@ from torch import Tensor
 from fastattn import dropout as rule
 from fastattn.ops import hidden_checks as checks
 
-_OP = "dropout"
+OP = "dropout"
 
 
 def dropout(
@@ -29,7 +29,7 @@ def dropout(
             1/65536. It is applied whenever it is positive: pass 0 in evaluation.
         generator: source of the seed. Default: torch's generator of the device, so
             ``torch.manual_seed`` governs it.
-        backend: "cpu", "triton" or "reference"; None chooses the kernel wherever it runs.
+        backend: "cpu", "cuda", "triton" or "reference"; None chooses the kernel wherever it runs.
 
     Returns:
         out, of the shape and dtype of x; x itself if dropout_p is 0.
@@ -38,9 +38,9 @@ def dropout(
         ValueError, TypeError: an argument breaks its rule; the message says which.
         BackendError: the backend asked for cannot serve the call.
     """
-    checks.check_x(_OP, x)
-    checks.check_dropout_p(_OP, dropout_p)
-    chosen = checks.choose_backend(_OP, x, backend)
+    checks.check_x(OP, x)
+    checks.check_dropout_p(OP, dropout_p)
+    chosen = checks.choose_backend(OP, x, backend)
     if dropout_p == 0.0:
         return x
     seed = rule.draw_seed(x.device, generator)

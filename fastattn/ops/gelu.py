@@ -11,7 +11,7 @@ from torch import Tensor
 from fastattn.ops import hidden_checks as checks
 from fastattn.reference import statistics_dtype
 
-_OP = "bias_gelu"
+OP = "bias_gelu"
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
@@ -23,7 +23,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, backend: str | None = No
         x: (..., hidden_size), float32, float64, float16 or bfloat16; any strides, fastest with
             contiguous rows.
         bias: (hidden_size,), any of these dtypes; that of the linear layer whose product x is.
-        backend: "cpu", "triton" or "reference"; None chooses the kernels wherever they run.
+        backend: "cpu", "cuda", "triton" or "reference"; None chooses the kernels wherever they run.
 
     Returns:
         out, of the shape and dtype of x.
@@ -35,11 +35,11 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, backend: str | None = No
     Computed in float32 (float64 for float64 inputs). The result is deterministic, forward and
     backward.
     """
-    checks.check_x(_OP, x)
+    checks.check_x(OP, x)
     if bias is not None:
-        checks.check_vector(_OP, "bias", bias, x)
+        checks.check_vector(OP, "bias", bias, x)
         bias = bias.to(statistics_dtype(x.dtype))
-    chosen = checks.choose_backend(_OP, x, backend)
+    chosen = checks.choose_backend(OP, x, backend)
     if chosen == checks.REFERENCE:
         return reference(x, bias)
     return torch.ops.fastattn.gelu_fwd(x, bias, chosen)
@@ -108,8 +108,8 @@ torch.library.register_autograd("fastattn::gelu_fwd", _backward, setup_context=_
 
 def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
     raise NotImplementedError(
-        f"{_OP}: the gradient of a gradient must be taken on the reference backend; got one "
-        f'through a fused kernel. Call {_OP}(..., backend="reference").'
+        f"{OP}: the gradient of a gradient must be taken on the reference backend; got one "
+        f'through a fused kernel. Call {OP}(..., backend="reference").'
     )
 
 

@@ -6,18 +6,17 @@ Each message has one form: operation, argument, rule, the value got, what to do.
 from __future__ import annotations
 
 import math
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastattn.backends import cpu, triton
+from fastattn import backends
+from fastattn.backends import HiddenCall, triton
 from fastattn.errors import BackendError
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 REFERENCE = "reference"
-# In the order in which they are tried.
-_FUSED: dict[str, ModuleType] = {cpu.NAME: cpu, triton.NAME: triton}
 
 
 def check_floating(op: str, name: str, value: object) -> None:
@@ -88,19 +87,15 @@ def choose_backend(op: str, x: Tensor, backend: str | None) -> str:
         ValueError: there is no backend of that name.
         BackendError: it cannot serve the call; the message says why.
     """
+    call = HiddenCall(op, x.device.type, x.dtype, x.shape[-1])
     if backend is None:
-        for name in _FUSED:
-            # Triton's interpreter serves tests, which ask for it.
-            slow = name == triton.NAME and triton.INTERPRETED
-            if not slow and not _unsupported_reasons(name, x):
-                return name
-        return REFERENCE
+        return _first_choice(call)
     if backend == REFERENCE:
         return REFERENCE
-    if backend not in _FUSED:
-        known = ", ".join(f'"{name}"' for name in _FUSED)
+    if backend not in backends.NAMES:
+        known = ", ".join(f'"{name}"' for name in backends.NAMES[:-1])
         raise ValueError(f'{op}: backend must be None, {known} or "{REFERENCE}"; got {backend!r}.')
-    reasons = _unsupported_reasons(backend, x)
+    reasons = _unsupported_reasons(backend, call)
     if reasons:
         raise BackendError(
             f'{op}: backend "{backend}" cannot serve this call: {"; ".join(reasons)}. '
@@ -109,16 +104,28 @@ def choose_backend(op: str, x: Tensor, backend: str | None) -> str:
     return backend
 
 
-def _unsupported_reasons(name: str, x: Tensor) -> list[str]:
+def is_fused(op: str, x: Tensor, hidden_size: int) -> bool:
+    """Whether there are kernels for an operator on tensors like x with so many columns."""
+    return _first_choice(HiddenCall(op, x.device.type, x.dtype, hidden_size)) != REFERENCE
+
+
+def _first_choice(call: HiddenCall) -> str:
+    for name in backends.fused_order(call.device_type):
+        # Triton's interpreter serves tests, which ask for it.
+        slow = name == triton.NAME and triton.INTERPRETED
+        if not slow and not _unsupported_reasons(name, call):
+            return name
+    return REFERENCE
+
+
+def _unsupported_reasons(name: str, call: HiddenCall) -> list[str]:
     """Returns why a fused backend cannot serve the call; nothing if it can."""
-    unavailable = _FUSED[name].unavailable_reason()
-    if unavailable is not None:
-        return [unavailable]
-    if name == triton.NAME:
-        return triton.hidden_reasons(x)
-    return [] if x.device.type == "cpu" else [f"tensors must be on the CPU, got {x.device.type}"]
+    backend = backends.get(name)
+    unavailable = backend.unavailable_reason()
+    reasons: list[str] = backend.hidden_reasons(call) if unavailable is None else [unavailable]
+    return reasons
 
 
-def kernels(name: str) -> ModuleType:
-    """Returns the module of a fused backend."""
-    return _FUSED[name]
+def kernels(name: str) -> Any:
+    """Returns a fused backend."""
+    return backends.get(name)

@@ -13,7 +13,7 @@ from fastattn import dropout
 from fastattn.ops import hidden_checks as checks
 from fastattn.reference import statistics_dtype
 
-_OP = "dropout_add_layer_norm"
+OP = "dropout_add_layer_norm"
 
 
 def dropout_add_layer_norm(
@@ -45,7 +45,7 @@ def dropout_add_layer_norm(
         generator: source of the dropout seed. Default: torch's generator of the device, so
             ``torch.manual_seed`` governs it.
         x_bias: (hidden_size,); that of the linear layer whose product x is.
-        backend: "cpu", "triton" or "reference"; None chooses the kernels wherever they run.
+        backend: "cpu", "cuda", "triton" or "reference"; None chooses the kernels wherever they run.
 
     Returns:
         out, of the shape of x and of the dtype that ``residual + x`` has.
@@ -66,7 +66,7 @@ def dropout_add_layer_norm(
     weight, bias = weight.to(stats_dtype), bias.to(stats_dtype)
     if x_bias is not None:
         x_bias = x_bias.to(stats_dtype)
-    chosen = checks.choose_backend(_OP, x, backend)
+    chosen = checks.choose_backend(OP, x, backend)
     seed = dropout.draw_seed(x.device, generator) if dropout_p > 0.0 else None
     options = (x, residual, weight, bias, x_bias, seed, float(eps), float(dropout_p))
     if chosen == checks.REFERENCE:
@@ -110,20 +110,20 @@ def _check(
     dropout_p: float,
     x_bias: Tensor | None,
 ) -> None:
-    checks.check_x(_OP, x)
-    checks.check_floating(_OP, "residual", residual)
+    checks.check_x(OP, x)
+    checks.check_floating(OP, "residual", residual)
     if residual.shape != x.shape:
         raise ValueError(
-            f"{_OP}: residual must have the shape of x, {tuple(x.shape)}; got "
+            f"{OP}: residual must have the shape of x, {tuple(x.shape)}; got "
             f"{tuple(residual.shape)}."
         )
-    checks.check_device(_OP, "residual", residual, x)
-    checks.check_vector(_OP, "weight", weight, x)
-    checks.check_vector(_OP, "bias", bias, x)
+    checks.check_device(OP, "residual", residual, x)
+    checks.check_vector(OP, "weight", weight, x)
+    checks.check_vector(OP, "bias", bias, x)
     if x_bias is not None:
-        checks.check_vector(_OP, "x_bias", x_bias, x)
-    checks.check_eps(_OP, eps)
-    checks.check_dropout_p(_OP, dropout_p)
+        checks.check_vector(OP, "x_bias", x_bias, x)
+    checks.check_eps(OP, eps)
+    checks.check_dropout_p(OP, dropout_p)
 
 
 # The operators take residual in the dtype of the result, x in that dtype or with 16 bits where it
@@ -265,8 +265,8 @@ torch.library.register_autograd("fastattn::layer_norm_fwd", _backward, setup_con
 
 def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
     raise NotImplementedError(
-        f"{_OP}: the gradient of a gradient must be taken on the reference backend; got one "
-        f'through a fused kernel. Call {_OP}(..., backend="reference").'
+        f"{OP}: the gradient of a gradient must be taken on the reference backend; got one "
+        f'through a fused kernel. Call {OP}(..., backend="reference").'
     )
 
 

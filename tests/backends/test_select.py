@@ -113,16 +113,22 @@ def test_explain(cpu_backend):
 
 def test_explain_says_why_not(cpu_backend):
     explanation = fastattn.explain(*qkv(head_dim=300))
-    # Which reason it is depends on what is installed; tests/backends/test_triton.py has them all.
-    (no_triton,) = backends.unsupported_reasons("triton", explanation.call)
-    assert explanation.reasons == {
-        "cpu": ["head_dim must be at most 256, got 300"],
-        "triton": [no_triton],
+    # Which reasons depends on what is installed; test_cuda.py and test_triton.py have them all.
+    no_cuda, no_triton = (
+        "; ".join(backends.unsupported_reasons(name, explanation.call))
+        for name in ("cuda", "triton")
+    )
+    reasons = {name: "; ".join(given) for name, given in explanation.reasons.items()}
+    assert reasons == {
+        "cpu": "head_dim must be at most 256, got 300",
+        "cuda": no_cuda,
+        "triton": no_triton,
     }
     assert str(explanation) == (
         "backend: reference\n"
         "call: torch.float32 on cpu, batch layout, head_dim 300, options: none\n"
         "not cpu: head_dim must be at most 256, got 300\n"
+        f"not cuda: {no_cuda}\n"
         f"not triton: {no_triton}"
     )
 
@@ -198,6 +204,7 @@ def test_without_the_native_module():
     )
     reason = "the native module is switched off by FASTATTN_DISABLE_NATIVE"
     lines = [line for line in output.splitlines() if not line.startswith("not triton: ")]
+    assert lines.pop(4).startswith("not cuda: there are no CUDA kernels in this installation: ")
     assert lines == [
         "[] None",
         "backend: reference",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from fastattn.bench import cases, plot, render, results, texts
@@ -171,7 +172,7 @@ def test_a_full_run_in_the_sources_is_saved_by_machine(monkeypatch: pytest.Monke
         pytest.skip("fastattn is installed without its sources")
     monkeypatch.chdir(ROOT / "bench")
     path = results.choose_path("bert", None)
-    assert path.parent == ROOT / "bench" / "results" / results.machine()["slug"]
+    assert path.parent == ROOT / "bench" / "results" / results.machine("bert")["slug"]
 
 
 @pytest.mark.parametrize(
@@ -192,8 +193,12 @@ def test_files_of_others_are_not_overwritten(tiny: Path, content: str, message: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--device", "cuda"], "bench: device must be 'cpu', for which there are kernels; got 'c"),
-        (["--device", "tpu"], "bench: device must be 'cpu'; got 'tpu'."),
+        (["--device", "tpu"], "bench: device must be 'cpu' or 'cuda'; got 'tpu'."),
+        pytest.param(
+            ["--device", "cuda"],
+            "bench: device must be one that torch can use; got 'cuda', and torch sees no GPU.",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         (["--threads", "0"], "bench: threads must be at least 1; got 0."),
         (["--rounds", "0"], "bench: rounds must be at least 1; got 0."),
         (["--case", "nothing"], "bench: case must be one of dense-fp32"),

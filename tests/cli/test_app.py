@@ -63,6 +63,16 @@ def test_info_for_people() -> None:
         assert words in result.output
 
 
+def test_info_says_what_was_compiled_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = {"nvcc": "13.0.88", "architectures": [80, 90], "skipped": None}
+    monkeypatch.setattr(environment, "cuda_kernels", lambda: info)
+    result = CliRunner().invoke(app, ["info"])
+    assert "CUDA kernels: sm_80 sm_90, compiled by nvcc 13.0.88" in result.output
+    monkeypatch.setattr(environment, "cuda_kernels", lambda: {**info, "skipped": "no nvcc"})
+    result = CliRunner().invoke(app, ["info"])
+    assert "CUDA kernels: none: no nvcc" in result.output
+
+
 def test_info_without_the_native_module_says_so() -> None:
     done = run("info", FASTATTN_DISABLE_NATIVE="1")
     assert done.returncode == 0, done.stderr

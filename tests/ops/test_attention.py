@@ -190,8 +190,10 @@ def test_bias_shapes(backend, shape, packed):
         packed=packed,
         dropout_p=0.2,
     )
-    # A bias that is the same for all keys of a row has a true gradient of 0.
-    check_against_reference(inputs, backend, atol=2e-4 if not shape or shape[-1] == 1 else 0.0)
+    # A bias that is the same for all keys of a row has a true gradient of 0. What is left in its
+    # place is the rounding of out, from which delta is taken.
+    atol = 2e-4 if inputs.q.dtype == torch.float32 else 4e-2
+    check_against_reference(inputs, backend, atol=atol if not shape or shape[-1] == 1 else 0.0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)

@@ -364,9 +364,10 @@ def test_gradient_of_lse_alone(backend):
     leaves = [x.requires_grad_() for x in (inputs.q, inputs.k, inputs.v)]
     _, lse = fastattn.attention(*leaves, return_lse=True, backend=backend)
     dq, dk, dv = torch.autograd.grad(lse.sum(), leaves, allow_unused=True)
-    s = torch.einsum("bihd,bjhd->bhij", leaves[0], leaves[1]) * 32**-0.5
+    s = torch.einsum("bihd,bjhd->bhij", leaves[0].float(), leaves[1].float()) * 32**-0.5
     expected = torch.autograd.grad(s.logsumexp(-1).sum(), leaves[:2])
-    torch.testing.assert_close((dq, dk), expected, rtol=1e-5, atol=1e-6)
+    rtol, atol = (1e-5, 1e-6) if inputs.q.dtype == torch.float32 else (2e-3, 1e-3)
+    torch.testing.assert_close((dq, dk), expected, rtol=rtol, atol=atol)
     assert dv is None or (dv == 0).all()
 
 

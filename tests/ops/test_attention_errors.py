@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import fastattn
+from fastattn import testing
 from fastattn.ops import checks
 
 
@@ -437,6 +438,10 @@ def name_of(value: Any) -> str | None:
     return " ".join(value) if isinstance(value, dict) else None
 
 
+def as_dtype(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    return arguments | {name: arguments[name].to(dtype) for name in ("q", "k", "v")}
+
+
 def expect(kind: type[Exception], message: str, call: Any, **arguments: Any) -> None:
     with pytest.raises(Exception, match=re.escape("attention: " + message) + "$") as raised:
         call(**arguments)
@@ -457,14 +462,16 @@ def test_wrong_argument_of_packed_sequences(call, change, kind, message):
 
 @pytest.mark.parametrize(("change", "kind", "message"), LENGTH_CASES, ids=name_of)
 def test_wrong_lengths(backend, change, kind, message):
-    expect(kind, message, fastattn.attention, **PACKED | change, backend=backend)
+    packed = as_dtype(PACKED | change, testing.default_dtype)
+    expect(kind, message, fastattn.attention, **packed, backend=backend)
 
 
 @pytest.mark.parametrize(("change", "kind", "message"), LENGTH_CASES, ids=name_of)
 def test_wrong_lengths_with_a_bias(backend, change, kind, message):
     """A bias makes the lengths count earlier; they are checked before they size anything."""
+    packed = as_dtype(PACKED | change, testing.default_dtype)
     bias = torch.zeros(1)
-    expect(kind, message, fastattn.attention, **PACKED | change, bias=bias, backend=backend)
+    expect(kind, message, fastattn.attention, **packed, bias=bias, backend=backend)
 
 
 @pytest.mark.parametrize(("change", "kind", "message"), LENGTH_CASES, ids=name_of)

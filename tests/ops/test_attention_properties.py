@@ -262,31 +262,36 @@ def test_results_are_written_in_full_and_nothing_else(cpu_kernels, case, dtype):
 @pytest.mark.parametrize(("seqlen_q", "seqlen_k"), [(100, 256), (256, 67), (17, 16), (1, 130)])
 def test_dropped_weights_are_those_of_the_rule(backend, seqlen_q, seqlen_k, dropout_p, dtype):
     """With equal scores and v = identity, out shows which weights are kept; so does dv."""
-    batch, heads, head_dim = 2, 3, 256
+    batch, heads = 2, 3
+    head_dim = 128 if backend == "cuda-emulated" else 256  # as wide as is served
     q = torch.zeros(batch, seqlen_q, heads, head_dim, dtype=dtype)
     k = torch.zeros(batch, seqlen_k, heads, head_dim, dtype=dtype)
-
-    def identity(rows: int) -> Tensor:
-        return torch.eye(rows, head_dim, dtype=dtype)[None, :, None].expand(batch, -1, heads, -1)
-
-    v, dout = identity(seqlen_k).clone().requires_grad_(), identity(seqlen_q)
     seed = dropout.draw_seed(q.device, torch.Generator().manual_seed(4))
     keep = dropout.keep_mask(seed, batch, heads, seqlen_q, seqlen_k, dropout_p)
-    out = fastattn.attention(
-        q,
-        k,
-        v,
-        dropout_p=dropout_p,
-        generator=torch.Generator().manual_seed(4),
-        backend=backend,
-    )
-    (dv,) = torch.autograd.grad(out, v, dout)
-    kept_forward = out[..., :seqlen_k].permute(0, 2, 1, 3)  # (batch, heads, seqlen_q, seqlen_k)
-    kept_backward = dv[..., :seqlen_q].permute(0, 2, 3, 1)
     weight = keep * dropout.keep_scale(dropout_p) / seqlen_k
-    for kept in (kept_forward, kept_backward):
-        assert torch.equal(kept != 0, keep)
-        torch.testing.assert_close(kept, weight.to(dtype), rtol=0.01, atol=0)
+
+    def identity(rows: int, first: int) -> Tensor:
+        """Row first + i has its 1 in column i."""
+        square = torch.eye(first + head_dim, dtype=dtype)
+        padded = torch.zeros(max(rows, len(square)), head_dim, dtype=dtype)
+        padded[: len(square)] = square[:, first:]
+        return padded[None, :rows, None].expand(batch, -1, heads, -1)
+
+    for first in range(0, max(seqlen_q, seqlen_k), head_dim):
+        v, dout = identity(seqlen_k, first).clone().requires_grad_(), identity(seqlen_q, first)
+        generator = torch.Generator().manual_seed(4)
+        out = fastattn.attention(q, k, v, dropout_p=dropout_p, generator=generator, backend=backend)
+        (dv,) = torch.autograd.grad(out, v, dout)
+        part = slice(first, first + head_dim)
+        found = (
+            # (batch, heads, seqlen_q, seqlen_k), as far as this identity shows it
+            (out.detach().permute(0, 2, 1, 3), keep[..., part], weight[..., part]),
+            (dv.permute(0, 2, 3, 1), keep[:, :, part], weight[:, :, part]),
+        )
+        for shown, kept, expected in found:
+            inside = shown[:, :, : kept.shape[2], : kept.shape[3]]
+            assert torch.equal(inside != 0, kept)
+            torch.testing.assert_close(inside, expected.to(dtype), rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
@@ -454,13 +459,21 @@ def test_shift_of_all_scores(backend, shift):
     torch.testing.assert_close(shifted.lse, plain.lse + shift, rtol=1e-6, atol=2e-3)
 
 
+def closeness(inputs: Inputs) -> dict[str, float]:
+    """How far results in another order of sums may differ."""
+    if inputs.q.dtype == torch.float32:
+        return {"rtol": 1e-5, "atol": 1e-6}
+    return {"rtol": 2e-3, "atol": 2e-3}
+
+
 def test_order_of_the_keys_does_not_matter(backend):
     inputs = make_inputs([20], [90])
     order = torch.randperm(90)
     moved = replace(inputs, k=inputs.k[:, order], v=inputs.v[:, order])
     first, second = backend_outputs(inputs, backend), backend_outputs(moved, backend)
-    torch.testing.assert_close(first.out, second.out, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(first.dk[:, order], second.dk, rtol=1e-5, atol=1e-6)
+    close = closeness(inputs)
+    torch.testing.assert_close(first.out, second.out, **close)
+    torch.testing.assert_close(first.dk[:, order], second.dk, **close)
 
 
 def test_grouped_heads_equal_repeated_ones(backend):
@@ -473,4 +486,4 @@ def test_grouped_heads_equal_repeated_ones(backend):
     first, second = backend_outputs(inputs, backend), backend_outputs(repeated, backend)
     assert torch.equal(first.out, second.out) and torch.equal(first.dq, second.dq)
     summed = second.dk.unflatten(2, (2, 3)).sum(3)
-    torch.testing.assert_close(first.dk, summed, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(first.dk, summed, **closeness(inputs))

@@ -63,9 +63,9 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 2.0) 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("hidden_size", [1, 7, 16, 33, 384, 768, 1000])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_shapes(cpu_kernels, hidden_size, dtype, with_bias):
+def test_shapes(kernels, hidden_size, dtype, with_bias):
     x, dout = (random(2, 23, hidden_size, dtype=dtype) for _ in range(2))
-    check(x, random(hidden_size, dtype=dtype) if with_bias else None, dout)
+    check(x, random(hidden_size, dtype=dtype) if with_bias else None, dout, kernels)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
@@ -76,25 +76,25 @@ def test_reference(dtype):
 
 @pytest.mark.parametrize("shape", [(33,), (1, 33), (0, 33), (2, 0, 5), (2, 3, 4, 5), (700, 40)])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_any_number_of_rows(cpu_kernels, shape, with_bias):
+def test_any_number_of_rows(kernels, shape, with_bias):
     x, dout = random(*shape), random(*shape)
-    check(x, random(shape[-1]) if with_bias else None, dout)
+    check(x, random(shape[-1]) if with_bias else None, dout, kernels)
 
 
-def test_rows_longer_than_a_unit_of_work(cpu_kernels):
+def test_rows_longer_than_a_unit_of_work(kernels):
     x, dout = random(3, 40001), random(3, 40001)
-    check(x, random(40001), dout)
-    check(x, None, dout)
+    check(x, random(40001), dout, kernels)
+    check(x, None, dout, kernels)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("layout", ["guarded", "transposed", "columns", "expanded"])
-def test_strides(cpu_kernels, layout, with_bias, dtype):
+def test_strides(kernels, layout, with_bias, dtype):
     """The numbers around a slice are NaN; none may reach a result."""
     x, dout = (random(6, 5, 35, dtype=dtype) for _ in range(2))
     bias = random(35) if with_bias else None
-    contiguous = bias_gelu(x, bias)
+    contiguous = bias_gelu(x, bias, backend=kernels)
     if layout == "guarded":
         x, dout = guarded(x), guarded(dout)
         bias = guarded(bias) if with_bias else None
@@ -104,26 +104,26 @@ def test_strides(cpu_kernels, layout, with_bias, dtype):
         x = x.transpose(1, 2).contiguous().transpose(1, 2)
     else:
         dout = dout[:1, :1].expand(6, 5, 35)
-    assert torch.equal(bias_gelu(x, bias), contiguous)
-    check(x, bias, dout)
+    assert torch.equal(bias_gelu(x, bias, backend=kernels), contiguous)
+    check(x, bias, dout, kernels)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name_of)
-def test_every_magnitude_keeps_its_digits(cpu_kernels, dtype):
+def test_every_magnitude_keeps_its_digits(kernels, dtype):
     """Far to the left too, where 1 + erf cancels: the error is relative, not absolute."""
     x = torch.cat([torch.linspace(-12, 12, 100_001), torch.logspace(-30, 0, 1000)]).to(dtype)
     exact = truth(x.double())
     nonzero = exact != 0.0
-    relative = ((bias_gelu(x).double() - exact) / exact)[nonzero].abs()
+    relative = ((bias_gelu(x, backend=kernels).double() - exact) / exact)[nonzero].abs()
     # exp(-h^2/2) amplifies the rounding of h^2/2, which is up to 72 here (in the truth as well).
     assert relative.max() < 250 * torch.finfo(dtype).eps
     assert relative[x[nonzero].abs() < 3].max() < 12 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-def test_special_values(cpu_kernels, dtype):
+def test_special_values(kernels, dtype):
     x = torch.tensor([INF, -INF, NAN, 3e4, -3e4, 0.0, -20.0, 20.0], dtype=dtype).requires_grad_()
-    out = bias_gelu(x)
+    out = bias_gelu(x, backend=kernels)
     (slope,) = torch.autograd.grad(out.sum(), x)
     expected = torch.tensor([INF, 0.0, NAN, 3e4, 0.0, 0.0, 0.0, 20.0], dtype=dtype)
     torch.testing.assert_close(out.detach(), expected, equal_nan=True, rtol=0.0, atol=1e-80)

@@ -147,14 +147,14 @@ def check(case: Case, backend: str | None = None) -> None:
 @pytest.mark.parametrize("dtypes", DTYPES, ids=name_of)
 @pytest.mark.parametrize("hidden_size", [7, 16, 33, 384, 768, 1000])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-def test_shapes(cpu_kernels, hidden_size, dtypes, dropout_p):
-    check(make_case(3, 19, hidden_size, dtypes=dtypes, dropout_p=dropout_p))
+def test_shapes(kernels, hidden_size, dtypes, dropout_p):
+    check(make_case(3, 19, hidden_size, dtypes=dtypes, dropout_p=dropout_p), kernels)
 
 
 @pytest.mark.parametrize("dtypes", DTYPES, ids=name_of)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-def test_x_bias(cpu_kernels, dtypes, dropout_p):
-    check(make_case(3, 19, 100, dtypes=dtypes, dropout_p=dropout_p, with_x_bias=True))
+def test_x_bias(kernels, dtypes, dropout_p):
+    check(make_case(3, 19, 100, dtypes=dtypes, dropout_p=dropout_p, with_x_bias=True), kernels)
 
 
 @pytest.mark.parametrize("dtypes", DTYPES, ids=name_of)
@@ -165,10 +165,10 @@ def test_reference(dtypes, dropout_p):
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-def test_one_column(cpu_kernels, dropout_p):
+def test_one_column(kernels, dropout_p):
     """The variance is 0: out is the bias, and no gradient reaches x but rounding."""
     case = make_case(5, 19, 1, dropout_p=dropout_p, with_x_bias=True)
-    results = differentiate(fused(case), case)
+    results = differentiate(fused(case, kernels), case)
     torch.testing.assert_close(results["out"], case.bias.expand_as(case.x), rtol=0.0, atol=0.0)
     torch.testing.assert_close(results["dbias"], case.dout.sum((0, 1)))
     rounding = 16 * torch.finfo(F32).eps * EPS**-0.5
@@ -178,23 +178,23 @@ def test_one_column(cpu_kernels, dropout_p):
 
 @pytest.mark.parametrize("shape", [(33,), (1, 33), (0, 33), (2, 0, 5), (2, 3, 4, 5), (900, 40)])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-def test_any_number_of_rows(cpu_kernels, shape, dropout_p):
-    check(make_case(*shape, dropout_p=dropout_p, with_x_bias=True))
+def test_any_number_of_rows(kernels, shape, dropout_p):
+    check(make_case(*shape, dropout_p=dropout_p, with_x_bias=True), kernels)
 
 
-def test_a_far_away_mean_costs_no_digits(cpu_kernels):
+def test_a_far_away_mean_costs_no_digits(kernels):
     """Sums of squares would: the variance here is a millionth of the squared mean."""
     case = make_case(20, 384)
     case.residual += 1000.0
-    check(case)
+    check(case, kernels)
 
 
 @pytest.mark.parametrize("dtypes", [(F32, F32, F32), (BF16, F32, F32)], ids=name_of)
 @pytest.mark.parametrize("layout", ["guarded", "transposed", "columns", "expanded"])
-def test_strides(cpu_kernels, layout, dtypes):
+def test_strides(kernels, layout, dtypes):
     """The numbers around a slice are NaN; none may reach a result."""
     case = make_case(6, 5, 35, dtypes=dtypes, dropout_p=0.2, with_x_bias=True)
-    expected = fused(case)(*case.leaves())
+    expected = fused(case, kernels)(*case.leaves())
     for name in ("x", "residual", "dout"):
         tensor = getattr(case, name)
         if layout == "guarded":
@@ -208,28 +208,28 @@ def test_strides(cpu_kernels, layout, dtypes):
         setattr(case, name, tensor)
     if layout == "guarded":
         case.weight, case.bias = guarded(case.weight), guarded(case.bias)
-    assert torch.equal(fused(case)(*case.leaves()), expected)
-    check(case)
+    assert torch.equal(fused(case, kernels)(*case.leaves()), expected)
+    check(case, kernels)
 
 
 @pytest.mark.parametrize("hidden_size", [33, 256, 257, 700])
 @pytest.mark.parametrize("dtypes", [(F32, F32, F32), (BF16, F32, F32), (F16, F16, F16)])
-def test_dropout_follows_the_rule(cpu_kernels, hidden_size, dtypes):
+def test_dropout_follows_the_rule(kernels, hidden_size, dtypes):
     """Where the rule drops, x has no effect and no gradient; elsewhere it has both."""
     case = make_case(50, hidden_size, dtypes=dtypes, dropout_p=0.3)
     keep = dropout.hidden_keep_mask(case.seed(), 50, hidden_size, 0.3)
-    results = differentiate(fused(case), case)
+    results = differentiate(fused(case, kernels), case)
     assert torch.equal(results["dx"] != 0, keep)
     scaled = (results["dresidual"].float() * dropout.keep_scale(0.3) * keep).to(case.x.dtype)
     torch.testing.assert_close(results["dx"], scaled)
     case.x = case.x.masked_fill(~keep, float("nan"))
-    again = differentiate(fused(case), case)
+    again = differentiate(fused(case, kernels), case)
     assert all(torch.equal(again[name], results[name]) for name in results)
 
 
-def test_every_kernel_and_the_reference_drop_the_same(cpu_kernels):
+def test_every_kernel_and_the_reference_drop_the_same(kernels):
     case = make_case(20, 500, dropout_p=0.1, with_x_bias=True)
-    ours = differentiate(fused(case, cpu_kernels), case)
+    ours = differentiate(fused(case, kernels), case)
     reference = differentiate(fused(case, "reference"), case)
     for name, result in ours.items():
         torch.testing.assert_close(result, reference[name], rtol=1e-5, atol=1e-5)
@@ -481,9 +481,10 @@ WRONG_ARGUMENTS = [
         "dropout_p must be in [0, 1), the probability of dropping; got -0.1.",
     ),
     (
-        {"backend": "cuda"},
+        {"backend": "gpu"},
         ValueError,
-        'backend must be None, "cpu", "triton" or "reference"; got \'cuda\'.',
+        'backend must be None, "cpu", "cuda", "triton", "cuda-emulated" or "reference"; '
+        "got 'gpu'.",
     ),
 ]
 

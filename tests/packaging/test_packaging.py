@@ -67,6 +67,8 @@ def test_native_module_links_one_openmp_and_no_torch() -> None:
     ldd = subprocess.run(["ldd", str(NATIVE)], capture_output=True, text=True, check=True)
     libraries = [line.split()[0] for line in ldd.stdout.splitlines()]
     assert not [name for name in libraries if "torch" in name or "c10" in name]
+    # The CUDA runtime is within, so that a machine without a driver can import the module.
+    assert not [name for name in libraries if "cuda" in name]
     # torch bundles a runtime under this very name, so that the two are one in a process.
     openmp = [name for name in libraries if "omp" in name or "iomp" in name]
     assert openmp == ["libgomp.so.1"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -29,6 +31,142 @@ def build(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str
         check=False,
         timeout=120,
         env=os.environ | environment,
+    )
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    """setup.py as a module, which builds nothing."""
+    pytest.importorskip("setuptools")
+    spec = importlib.util.spec_from_file_location("fastattn_setup", ROOT / "setup.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_cuda_may_be_switched_off(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTATTN_CUDA", "0")
+    assert str(script.find_cuda()) == (
+        "without CUDA kernels: switched off by FASTATTN_CUDA=0 when it was built"
+    )
+
+
+def test_a_wrong_wish_for_cuda(tmp_path: Path) -> None:
+    result = build(tmp_path, FASTATTN_CUDA="yes")
+    assert result.returncode != 0
+    assert "fastattn: FASTATTN_CUDA must be 0, 1 or unset; got 'yes'." in result.stderr
+
+
+def test_missing_cuda_compiler(tmp_path: Path) -> None:
+    result = build(tmp_path, FASTATTN_CUDA="1", CUDA_HOME="/no/such/toolkit")
+    assert result.returncode != 0
+    assert (
+        "FASTATTN_CUDA=1 asks for the CUDA kernels; there was no nvcc in CUDA_HOME, "
+        "/no/such/toolkit, when it was built." in result.stderr
+    )
+    assert "pip install -r requirements-cuda.txt" in result.stderr
+
+
+def test_without_a_cuda_compiler(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTATTN_CUDA", raising=False)
+    monkeypatch.setenv("CUDA_HOME", "/no/such/toolkit")
+    assert "there was no nvcc in CUDA_HOME" in script.find_cuda().skipped
+
+
+def test_a_cuda_compiler_that_does_not_run(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvcc = tmp_path / "bin/nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\nexit 1\n")
+    nvcc.chmod(0o755)
+    monkeypatch.delenv("FASTATTN_CUDA", raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert script.find_cuda().skipped == f"{nvcc} did not run when it was built"
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpu", "built"),
+    [
+        ({}, "", "nvidia-smi saw no GPU when it was built (FASTATTN_CUDA=1 builds them"),
+        ({}, "8.0", "with CUDA kernels for sm_80, by nvcc 13.0.88"),
+        ({"FASTATTN_CUDA": "1"}, "", "with CUDA kernels for sm_75 sm_80, by nvcc 13.0.88"),
+        ({"FASTATTN_CUDA_ARCHITECTURES": "75"}, "", "with CUDA kernels for sm_75, by nvcc 13.0.88"),
+    ],
+)
+def test_cuda_is_built_for_a_gpu_or_where_it_is_asked_for(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    gpu: str,
+    built: str,
+) -> None:
+    nvcc = "case $1 in --version) echo release 13.0, V13.0.88;; --dryrun) echo '#$ TOP=/cuda';;"
+    programs = {"nvcc": f"{nvcc} *) echo sm_75 sm_80;; esac", "nvidia-smi": f"echo {gpu}"}
+    for name, program in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name in ("CUDA_HOME", "CUDA_PATH", "FASTATTN_CUDA", "FASTATTN_CUDA_ARCHITECTURES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert built in str(script.find_cuda())
+
+
+@pytest.mark.parametrize(
+    ("wish", "chosen"),
+    [("all", (80, 90, 120)), ("90", (90,)), ("120;80", (80, 120)), ("90, 80", (80, 90))],
+)
+def test_chosen_architectures(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, wish: str, chosen: tuple[int, ...]
+) -> None:
+    monkeypatch.setenv("FASTATTN_CUDA_ARCHITECTURES", wish)
+    assert script.choose_architectures([80, 90, 120]) == chosen
+
+
+def test_without_a_gpu_all_architectures_are_chosen(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FASTATTN_CUDA_ARCHITECTURES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))  # and no nvidia-smi
+    assert script.choose_architectures([75, 80, 90]) == (75, 80, 90)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "chosen"),
+    [
+        ("9.0\n9.0\n", (90,)),
+        ("8.6\n7.5\n", (75, 86)),
+        ("8.7\n", (86,)),
+        ("10.3\n", (100,)),
+        ("7.0\n", (75, 80, 86, 89, 90, 100, 120)),  # too old for any kernel
+    ],
+)
+def test_architectures_of_the_gpus_here(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: str,
+    chosen: tuple[int, ...],
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\nprintf '{gpus}'\n")
+    program.chmod(0o755)
+    monkeypatch.delenv("FASTATTN_CUDA_ARCHITECTURES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert script.choose_architectures([75, 80, 86, 89, 90, 100, 120]) == chosen
+
+
+def test_an_unknown_architecture(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTATTN_CUDA_ARCHITECTURES", "70;80")
+    with pytest.raises(SystemExit) as stopped:
+        script.choose_architectures([75, 80])
+    assert str(stopped.value) == (
+        'fastattn: FASTATTN_CUDA_ARCHITECTURES must be "all", or a list such as "80;90" of 75 80; '
+        "got '70;80'."
     )
 
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from fastattn.backends.triton import target
 
 if TYPE_CHECKING:
-    from fastattn.backends import Call
+    from fastattn.backends import Call, HiddenCall
 
 NAME = "triton"
 INTERPRETED = target.INTERPRETED
@@ -96,13 +96,13 @@ def device_reasons(device_type: str) -> list[str]:
     return [f"tensors must be on a GPU, got {device_type}"]
 
 
-def hidden_reasons(x: Tensor) -> list[str]:
+def hidden_reasons(call: HiddenCall) -> list[str]:
     """Returns why the operators on hidden states cannot serve a call."""
-    reasons = device_reasons(x.device.type)
-    if x.dtype == torch.float64:
+    reasons = device_reasons(call.device_type)
+    if call.dtype == torch.float64:
         reasons.append("float64 is not supported")
-    if x.shape[-1] > MAX_HIDDEN_SIZE:
-        reasons.append(f"hidden_size must be at most {MAX_HIDDEN_SIZE}, got {x.shape[-1]}")
+    if call.hidden_size > MAX_HIDDEN_SIZE:
+        reasons.append(f"hidden_size must be at most {MAX_HIDDEN_SIZE}, got {call.hidden_size}")
     return reasons
 
 
