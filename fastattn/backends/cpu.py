@@ -48,6 +48,11 @@ def native_module() -> Any:
     return _C
 
 
+def serves(device_type: str, head_dim: int) -> bool:
+    """Whether there is nothing for the two functions around this one to say."""
+    return _load_error is None and device_type == "cpu" and head_dim <= MAX_HEAD_DIM
+
+
 def unsupported_reasons(call: Call) -> list[str]:
     """Returns why the backend cannot serve a call."""
     reasons = []

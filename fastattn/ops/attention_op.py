@@ -67,22 +67,27 @@ def attention_op(
     Args:
         heads_first: q, k, v and out are (batch, heads, seqlen, head_dim).
     """
-    bias = options.bias
-    tensors = (
-        options.cu_seqlens_q,
-        options.cu_seqlens_k,
-        options.key_padding_mask,
+    (
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        key_padding_mask,
         bias,
-        options.alibi_slopes,
-        seed,
-    )
+        alibi_slopes,
+        softmax_scale,
+        softcap,
+        window,
+        dropout_p,
+    ) = options
+    tensors = (cu_seqlens_q, cu_seqlens_k, key_padding_mask, bias, alibi_slopes, seed)
     values = (
-        options.max_seqlen_q,
-        options.max_seqlen_k,
-        options.softmax_scale,
-        options.softcap,
-        *options.window,
-        options.dropout_p,
+        max_seqlen_q,
+        max_seqlen_k,
+        softmax_scale,
+        softcap,
+        *window,
+        dropout_p,
         backend,
     )
     # A compiler asks first, and traces nothing of the rest.
@@ -101,7 +106,7 @@ def attention_op(
         or (bias is not None and bias.requires_grad)
     )
     if differentiable:
-        return _EagerAttention.apply(q, k, v, bias, tensors, values, heads_first)
+        return _apply_eager_attention(q, k, v, bias, tensors, values, heads_first)
     return _eager_fwd(q, k, v, tensors, values, heads_first)
 
 
@@ -187,9 +192,8 @@ def _empty_heads_first(x: Tensor) -> Tensor:
 
 
 def _attention_fwd(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    *call, backend = options
-    out, lse = _empty_outputs(q, call[0])
-    backends.get(backend).attention_fwd(out, lse, q, k, v, *call)
+    out, lse = _empty_outputs(q, options[0])
+    backends.get(options[-1]).attention_fwd(out, lse, q, k, v, *options[:-1])
     return out, lse
 
 
@@ -209,9 +213,10 @@ def _attention_bwd(
     bias_grad: bool,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    *call, backend = options
-    dq, dk, dv, dbias = _empty_grads(q, k, v, call[_BIAS_INDEX], bias_grad)
-    backends.get(backend).attention_bwd(dq, dk, dv, dbias, dout, dlse, q, k, v, out, lse, *call)
+    dq, dk, dv, dbias = _empty_grads(q, k, v, options[_BIAS_INDEX], bias_grad)
+    backends.get(options[-1]).attention_bwd(
+        dq, dk, dv, dbias, dout, dlse, q, k, v, out, lse, *options[:-1]
+    )
     return dq, dk, dv, dbias
 
 
@@ -362,6 +367,11 @@ class _EagerAttention(torch.autograd.Function):
         if ctx.heads_first:
             dq, dk, dv = dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
         return dq, dk, dv, dbias if bias_grad else None, None, None, None
+
+
+# Without torch's Python around it, which looks for the wrappers of functorch for 1.6 us: a plain
+# call has none.
+_apply_eager_attention: Any = super(torch.autograd.Function, _EagerAttention).apply
 
 
 def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:

@@ -133,6 +133,8 @@ def check_batch_only(
     cu_seqlens_k: Tensor | None, max_seqlen_q: int | None, max_seqlen_k: int | None
 ) -> None:
     """Checks that the arguments of the packed layout are absent from a batch."""
+    if cu_seqlens_k is None and max_seqlen_q is None and max_seqlen_k is None:
+        return
     given = {
         "cu_seqlens_k": cu_seqlens_k,
         "max_seqlen_q": max_seqlen_q,
@@ -298,6 +300,8 @@ def _require_number(name: str, value: float) -> None:
 
 def check_dropout_p(dropout_p: float) -> None:
     """Checks the probability of dropping an attention weight."""
+    if type(dropout_p) is float and 0.0 <= dropout_p < 1.0:
+        return
     _require_number("dropout_p", dropout_p)
     if not 0.0 <= dropout_p < 1.0:
         _fail(
@@ -308,6 +312,8 @@ def check_dropout_p(dropout_p: float) -> None:
 
 def check_softcap(softcap: float) -> None:
     """Checks the bound of the scores."""
+    if type(softcap) is float and 0.0 <= softcap < math.inf:
+        return
     _require_number("softcap", softcap)
     if not 0.0 <= softcap < math.inf:
         _fail(ValueError, f"softcap must be 0 (off) or positive and finite; got {softcap}.")
@@ -315,6 +321,8 @@ def check_softcap(softcap: float) -> None:
 
 def check_softmax_scale(softmax_scale: float) -> None:
     """Checks the factor of the scores."""
+    if type(softmax_scale) is float and -math.inf < softmax_scale < math.inf:
+        return
     _require_number("softmax_scale", softmax_scale)
     if not -math.inf < softmax_scale < math.inf:
         _fail(ValueError, f"softmax_scale must be finite; got {softmax_scale}.")
@@ -323,7 +331,9 @@ def check_softmax_scale(softmax_scale: float) -> None:
 def check_window(window: tuple[int, int], causal: bool) -> tuple[int, int]:
     """Returns (left, right) with -1 for "unbounded" and causality folded into the right bound."""
     pair = tuple(window) if isinstance(window, (tuple, list)) else ()
-    if len(pair) != 2 or not all(isinstance(x, int) and x >= -1 for x in pair):
+    # Not all() of a generator, which takes longer than the rest.
+    fits = len(pair) == 2 and isinstance(pair[0], int) and isinstance(pair[1], int)
+    if not fits or pair[0] < -1 or pair[1] < -1:
         _fail(
             ValueError,
             "window must be (left, right), two integers of at least -1, -1 = unbounded; got "
