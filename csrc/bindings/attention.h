@@ -19,6 +19,15 @@ inline TensorRef tensor_ref(const View& view, const Extents& shape) {
   return {pointer(view), 0, s[0], s[1]};
 }
 
+// (batch, head, row, head_dim) -> (batch, row, head, head_dim), if the tensor is of the first kind.
+inline View heads_second(View view, bool heads_first) {
+  if (!heads_first) return view;
+  require(sizes(view).size() == 4, "attention: the heads come first only in batches");
+  view.sizes.swap(1, 2);
+  view.strides.swap(1, 2);
+  return view;
+}
+
 // (batch, head, row), or (head, row) in the packed layout.
 inline RowStatsRef row_stats_ref(const View& view, const Extents& q_shape) {
   const Extents& s = strides(view);

@@ -12,6 +12,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "common/params.h"
 
@@ -31,6 +32,7 @@ class Extents {
   size_t size() const { return size_; }
   int64_t operator[](size_t dim) const { return values_[dim]; }
   int64_t back() const { return values_[size_ - 1]; }
+  void swap(size_t dim, size_t other) { std::swap(values_.at(dim), values_.at(other)); }
   const int64_t* begin() const { return values_.data(); }
   const int64_t* end() const { return values_.data() + size_; }
   bool operator==(const Extents& other) const {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
@@ -118,13 +119,14 @@ def check_packed(
 ) -> None:
     """Checks what can be checked of a packed layout without reading the cumulative lengths."""
     _check_cu_seqlens("cu_seqlens_q", cu_seqlens_q, q)
-    _check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, q)
-    if cu_seqlens_q.shape != cu_seqlens_k.shape:
-        _fail(
-            ValueError,
-            "cu_seqlens_k must name as many sequences as cu_seqlens_q, "
-            f"{cu_seqlens_q.shape[0] - 1}; got {cu_seqlens_k.shape[0] - 1}.",
-        )
+    if cu_seqlens_k is not cu_seqlens_q:
+        _check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, q)
+        if cu_seqlens_q.shape != cu_seqlens_k.shape:
+            _fail(
+                ValueError,
+                "cu_seqlens_k must name as many sequences as cu_seqlens_q, "
+                f"{cu_seqlens_q.shape[0] - 1}; got {cu_seqlens_k.shape[0] - 1}.",
+            )
     _check_max_seqlen("max_seqlen_q", max_seqlen_q)
     _check_max_seqlen("max_seqlen_k", max_seqlen_k)
 
@@ -192,14 +194,31 @@ def check_cu_seqlens_on_cpu(q: Tensor, k: Tensor, options: Options) -> None:
 
 def check_cu_seqlens_values(
     name: str, cu_seqlens: Tensor, total: int, max_seqlen: int | None
-) -> None:
+) -> int:
     """Checks cumulative lengths on the CPU, where reading them costs next to nothing.
+
+    Returns:
+        The last of them: the number of rows that belong to sequences.
 
     Raises:
         ValueError: they do not start at 0, decrease, end beyond the ``total`` rows of the
             tensor, or a sequence is longer than ``max_seqlen`` (None: any length).
     """
-    values = cu_seqlens.tolist()
+    values: list[int] = cu_seqlens.tolist()
+    lengths = list(map(operator.sub, values[1:], values))
+    fits = (
+        values[0] == 0
+        and values[-1] <= total
+        and min(lengths, default=0) >= 0
+        and (max_seqlen is None or max(lengths, default=0) <= max_seqlen)
+    )
+    if not fits:
+        _explain_cu_seqlens(name, values, total, max_seqlen)
+    return values[-1]
+
+
+def _explain_cu_seqlens(name: str, values: list[int], total: int, max_seqlen: int | None) -> None:
+    """Raises for the first value that breaks a rule."""
     if values[0] != 0:
         _fail(ValueError, f"{name} must start with 0; got {values[0]}.")
     for index, (start, end) in enumerate(itertools.pairwise(values)):
