@@ -4,28 +4,35 @@
 
 #include <string>
 #include <tuple>
-#include <vector>
 
 #include "bindings/view.h"
 
 namespace fastattn::bindings {
 
 // (batch, row, head, head_dim), or (row, head, head_dim) in the packed layout.
-inline TensorRef tensor_ref(const View& view, const std::vector<int64_t>& shape) {
+inline TensorRef tensor_ref(const View& view, const Extents& shape) {
   require(sizes(view) == shape, "attention: a tensor's shape does not fit those of q and k");
-  const std::vector<int64_t>& s = strides(view);
+  const Extents& s = strides(view);
   require(sizes(view).back() == 1 || s.back() == 1,
           "attention: head_dim must be contiguous; got a tensor with another stride there");
   if (s.size() == 4) return {pointer(view), s[0], s[1], s[2]};
   return {pointer(view), 0, s[0], s[1]};
 }
 
+// (batch, head, row, head_dim) -> (batch, row, head, head_dim), if the tensor is of the first kind.
+inline View heads_second(View view, bool heads_first) {
+  if (!heads_first) return view;
+  require(sizes(view).size() == 4, "attention: the heads come first only in batches");
+  view.sizes.swap(1, 2);
+  view.strides.swap(1, 2);
+  return view;
+}
+
 // (batch, head, row), or (head, row) in the packed layout.
-inline RowStatsRef row_stats_ref(const View& view, const std::vector<int64_t>& q_shape) {
-  const std::vector<int64_t>& s = strides(view);
-  const std::vector<int64_t> shape = q_shape.size() == 4
-                                         ? std::vector<int64_t>{q_shape[0], q_shape[2], q_shape[1]}
-                                         : std::vector<int64_t>{q_shape[1], q_shape[0]};
+inline RowStatsRef row_stats_ref(const View& view, const Extents& q_shape) {
+  const Extents& s = strides(view);
+  const Extents shape = q_shape.size() == 4 ? Extents{q_shape[0], q_shape[2], q_shape[1]}
+                                            : Extents{q_shape[1], q_shape[0]};
   require(sizes(view) == shape, "attention: the shape of lse does not fit that of q");
   if (s.size() == 3) return {pointer(view), s[0], s[1], s[2]};
   return {pointer(view), 0, s[0], s[1]};
@@ -45,7 +52,7 @@ inline BiasRef bias_ref(const View& view) {
 inline void set_inputs(AttentionParams& params, const std::string& dtype, const View& q,
                        const View& k, const View& v, const View& out, const View& lse) {
   params.dtype = element_type(dtype);
-  const std::vector<int64_t>&q_shape = sizes(q), &k_shape = sizes(k);
+  const Extents &q_shape = sizes(q), &k_shape = sizes(k);
   const size_t dims = q_shape.size();
   require((dims == 3 || dims == 4) && k_shape.size() == dims,
           "attention: q and k must both be batches or both be packed");
@@ -96,7 +103,7 @@ void set_options(AttentionParams& params, const Options<Seed>& options) {
       options;
   set_sequences(params, cu_seqlens_q, cu_seqlens_k);
   if (key_padding_mask.has_value()) {
-    require(sizes(*key_padding_mask) == std::vector<int64_t>{params.batch_size, params.seqlen_k},
+    require(sizes(*key_padding_mask) == Extents{params.batch_size, params.seqlen_k},
             "attention: key_padding_mask must have shape (batch, seqlen_k)");
     params.key_padding_mask = static_cast<const uint8_t*>(pointer(*key_padding_mask));
     params.mask_batch_stride = strides(*key_padding_mask)[0];

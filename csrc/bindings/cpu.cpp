@@ -8,8 +8,11 @@ namespace {
 namespace py = pybind11;
 
 void cpu_attention_fwd(const std::string& dtype, const View& out, const View& lse, const View& q,
-                       const View& k, const View& v, const Options<uint64_t>& options) {
-  const AttentionParams params = fwd_params(dtype, out, lse, q, k, v, options);
+                       const View& k, const View& v, const Options<uint64_t>& options,
+                       bool heads_first) {
+  const auto rows = [=](const View& view) { return heads_second(view, heads_first); };
+  const AttentionParams params =
+      fwd_params(dtype, rows(out), lse, rows(q), rows(k), rows(v), options);
   const py::gil_scoped_release release;
   cpu::attention_fwd(params);
 }
@@ -17,9 +20,11 @@ void cpu_attention_fwd(const std::string& dtype, const View& out, const View& ls
 void cpu_attention_bwd(const std::string& dtype, const View& dq, const View& dk, const View& dv,
                        const OptionalView& dbias, const View& dout, const OptionalView& dlse,
                        const View& q, const View& k, const View& v, const View& out,
-                       const View& lse, const Options<uint64_t>& options) {
+                       const View& lse, const Options<uint64_t>& options, bool heads_first) {
+  const auto rows = [=](const View& view) { return heads_second(view, heads_first); };
   const AttentionBwdParams params =
-      bwd_params(dtype, dq, dk, dv, dbias, dout, dlse, q, k, v, out, lse, options);
+      bwd_params(dtype, rows(dq), rows(dk), rows(dv), dbias, rows(dout), dlse, rows(q), rows(k),
+                 rows(v), rows(out), lse, options);
   const py::gil_scoped_release release;
   cpu::attention_bwd(params);
 }

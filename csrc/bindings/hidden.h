@@ -4,7 +4,6 @@
 #pragma once
 
 #include <string>
-#include <vector>
 
 #include "bindings/view.h"
 
@@ -21,7 +20,7 @@ inline MatrixRef matrix(const View& view, const View& like) {
 
 // A contiguous vector.
 inline void* vector(const View& view, int64_t size) {
-  require(sizes(view) == std::vector<int64_t>{size} && (size <= 1 || strides(view)[0] == 1),
+  require(sizes(view) == Extents{size} && (size <= 1 || strides(view)[0] == 1),
           "hidden states: a vector must be contiguous and have one number for each row or column");
   return pointer(view);
 }

@@ -33,9 +33,8 @@ void cpu_matmul(const View& c, const View& a, const View& b, const OptionalView&
           "matmul: the sizes of a, b and c must fit each other");
   if (bias.has_value()) {
     require(!accumulate, "matmul: there is no bias where the product is added to c");
-    require(
-        sizes(*bias) == std::vector<int64_t>{params.n} && (params.n <= 1 || strides(*bias)[0] == 1),
-        "matmul: bias must be contiguous and have one number for each column of c");
+    require(sizes(*bias) == Extents{params.n} && (params.n <= 1 || strides(*bias)[0] == 1),
+            "matmul: bias must be contiguous and have one number for each column of c");
     params.bias = static_cast<const float*>(pointer(*bias));
   }
   params.num_threads = num_threads;

@@ -100,6 +100,19 @@ def describe(q: Tensor, k: Tensor, options: Options, *, heads_dim: int = -2) -> 
     return Call(q.device.type, q.dtype, shape[-1], packed, tuple(used))
 
 
+def choose(
+    q: Tensor, k: Tensor, options: Options, backend: str | None = None, *, heads_dim: int = -2
+) -> str:
+    """Returns the name of the backend that serves a call with checked arguments.
+
+    It is the one that :func:`select` returns for what :func:`describe` says of the call, without
+    the 2 us that both take where the first backend of all serves it.
+    """
+    if backend is None and cpu.serves(q.device.type, q.shape[-1]):
+        return cpu.NAME
+    return select(describe(q, k, options, heads_dim=heads_dim), backend)
+
+
 def unsupported_reasons(name: str, call: Call) -> list[str]:
     """Returns why a backend cannot serve the call; nothing if it can."""
     if name == REFERENCE:

@@ -48,6 +48,11 @@ def native_module() -> Any:
     return _C
 
 
+def serves(device_type: str, head_dim: int) -> bool:
+    """Whether there is nothing for the two functions around this one to say."""
+    return _load_error is None and device_type == "cpu" and head_dim <= MAX_HEAD_DIM
+
+
 def unsupported_reasons(call: Call) -> list[str]:
     """Returns why the backend cannot serve a call."""
     reasons = []
@@ -85,8 +90,6 @@ def set_instruction_set(name: str | None) -> None:
 
 
 def _options(
-    q: Tensor,
-    k: Tensor,
     cu_seqlens_q: Tensor | None,
     cu_seqlens_k: Tensor | None,
     key_padding_mask: Tensor | None,
@@ -102,9 +105,6 @@ def _options(
     dropout_p: float,
 ) -> tuple[Any, ...]:
     """The options of a call in the order of the native functions."""
-    if cu_seqlens_q is not None and cu_seqlens_k is not None:
-        checks.check_cu_seqlens_values("cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q)
-        checks.check_cu_seqlens_values("cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k)
     return (
         None if cu_seqlens_q is None else _view(cu_seqlens_q),
         None if cu_seqlens_k is None else _view(cu_seqlens_k),
@@ -123,23 +123,49 @@ def _options(
 
 def _contiguous_lengths(options: tuple[Any, ...]) -> tuple[Any, ...]:
     """The kernels read cumulative lengths with stride 1; the caller keeps the copies alive."""
-    cu_seqlens_q, cu_seqlens_k, *rest = options
-    if cu_seqlens_q is None:
+    cu_seqlens_q, cu_seqlens_k = options[:2]
+    if cu_seqlens_q.is_contiguous() and cu_seqlens_k.is_contiguous():
         return options
-    return cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous(), *rest
+    return cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous(), *options[2:]
 
 
-def _fill_rows_of_no_sequence(cu_seqlens: Tensor, *rows: tuple[Tensor, float]) -> None:
+def _checked_ends(q: Tensor, k: Tensor, options: tuple[Any, ...]) -> tuple[int, int]:
+    """Checks cumulative lengths; returns the rows of q, and of k, that belong to sequences."""
+    cu_seqlens_q, cu_seqlens_k = options[:2]
+    max_seqlen_q, max_seqlen_k = options[6:8]
+    total_q, total_k = q.shape[0], k.shape[0]
+    end_q = checks.check_cu_seqlens_values("cu_seqlens_q", cu_seqlens_q, total_q, max_seqlen_q)
+    if cu_seqlens_k is cu_seqlens_q and (total_k, max_seqlen_k) == (total_q, max_seqlen_q):
+        return end_q, end_q
+    end_k = checks.check_cu_seqlens_values("cu_seqlens_k", cu_seqlens_k, total_k, max_seqlen_k)
+    return end_q, end_k
+
+
+def _fill_rows_of_no_sequence(end: int, *rows: tuple[Tensor, float]) -> None:
     """The kernels write the rows of the sequences; fills what lies behind the last one."""
-    end = int(cu_seqlens[-1])
     for tensor, fill in rows:
-        if end < len(tensor):
+        if end < tensor.shape[0]:
             tensor[end:] = fill
 
 
-def attention_fwd(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *options: Any) -> None:
-    """Fills out and lse."""
-    options = _contiguous_lengths(options)
+def attention_fwd(
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *options: Any,
+    heads_first: bool = False,
+) -> None:
+    """Fills out and lse.
+
+    Args:
+        heads_first: q, k, v and out are (batch, heads, seqlen, head_dim).
+    """
+    ends = None
+    if options[0] is not None:
+        options = _contiguous_lengths(options)
+        ends = _checked_ends(q, k, options)
     q, k, v = _rows_contiguous(q), _rows_contiguous(k), _rows_contiguous(v)
     _C.cpu_attention_fwd(
         _DTYPES[q.dtype],
@@ -148,10 +174,11 @@ def attention_fwd(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *op
         _view(q),
         _view(k),
         _view(v),
-        _options(q, k, *options),
+        _options(*options),
+        heads_first,
     )
-    if options[0] is not None:
-        _fill_rows_of_no_sequence(options[0], (out, 0.0), (lse.transpose(0, 1), float("-inf")))
+    if ends is not None and ends[0] < q.shape[0]:
+        _fill_rows_of_no_sequence(ends[0], (out, 0.0), (lse.transpose(0, 1), float("-inf")))
 
 
 def attention_bwd(
@@ -167,9 +194,17 @@ def attention_bwd(
     out: Tensor,
     lse: Tensor,
     *options: Any,
+    heads_first: bool = False,
 ) -> None:
-    """Fills dq, dk, dv, and dbias if it is given."""
-    options = _contiguous_lengths(options)
+    """Fills dq, dk, dv, and dbias if it is given.
+
+    Args:
+        heads_first: q, k, v, out and their gradients are (batch, heads, seqlen, head_dim).
+    """
+    ends = None
+    if options[0] is not None:
+        options = _contiguous_lengths(options)
+        ends = _checked_ends(q, k, options)
     q, k, v = _rows_contiguous(q), _rows_contiguous(k), _rows_contiguous(v)
     dout, out = _rows_contiguous(dout), _rows_contiguous(out)
     if dbias is not None:
@@ -187,11 +222,12 @@ def attention_bwd(
         _view(v),
         _view(out),
         _view(lse),
-        _options(q, k, *options),
+        _options(*options),
+        heads_first,
     )
-    if options[0] is not None:
-        _fill_rows_of_no_sequence(options[0], (dq, 0.0))
-        _fill_rows_of_no_sequence(options[1], (dk, 0.0), (dv, 0.0))
+    if ends is not None:
+        _fill_rows_of_no_sequence(ends[0], (dq, 0.0))
+        _fill_rows_of_no_sequence(ends[1], (dk, 0.0), (dv, 0.0))
 
 
 def _dropout_options(seed: Tensor | None, dropout_p: float) -> tuple[int, int, int]:

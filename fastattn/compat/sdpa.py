@@ -271,7 +271,7 @@ def _attend(
         window,
         dropout_p,
     )
-    chosen = backends.select(backends.describe(q, k, options, heads_dim=-3))
+    chosen = backends.choose(q, k, options, heads_dim=-3)
     seed = dropout.draw_seed(q.device) if dropout_p > 0.0 else None
     out, _ = op.run(q, k, v, options, seed, chosen, heads_first=True)
     if drops_all:

@@ -67,6 +67,40 @@ def attention_forward(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | PackedLayout | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Transformers' attention function on :func:`fastattn.attention`.
+
+    Args:
+        module: the model's attention layer; only its ``is_causal`` is read.
+        query: (batch, num_heads, seqlen_q, head_dim).
+        key: (batch, num_heads_kv, seqlen_k, head_dim), not repeated for grouped heads.
+        value: the shape of key.
+        attention_mask: as in :func:`attention_of_rows`; with a PackedLayout the batch is one.
+        **options: those of :func:`attention_of_rows`.
+
+    Returns:
+        (batch, seqlen_q, num_heads, head_dim) and the weights, (batch, num_heads, seqlen_q,
+        seqlen_k), or None if they are not wanted.
+
+    Raises:
+        ValueError, BackendError: as :func:`attention_of_rows` does.
+    """
+    if isinstance(attention_mask, PackedLayout):
+        q, k, v = query[0], key[0], value[0]
+        q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
+        out, weights = attention_of_rows(module, q, k, v, attention_mask, **options)
+        return out[None], weights
+    q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    return attention_of_rows(module, q, k, v, attention_mask, **options)
+
+
+def attention_of_rows(
+    module: torch.nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention_mask: Tensor | PackedLayout | None,
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
@@ -81,17 +115,18 @@ def attention_forward(
     output_attentions: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Transformers' attention function on :func:`fastattn.attention`.
+    """:func:`attention_forward` for layers of our own, which have no use for transposed views.
 
     Args:
         module: the model's attention layer; only its ``is_causal`` is read.
-        query: (batch, num_heads, seqlen_q, head_dim).
-        key: (batch, num_heads_kv, seqlen_k, head_dim), not repeated for grouped heads.
-        value: the shape of key.
+        q: (batch, seqlen_q, num_heads, head_dim), or (total, num_heads, head_dim) for a
+            PackedLayout.
+        k: (batch, seqlen_k, num_heads_kv, head_dim), or (total, num_heads_kv, head_dim).
+        v: the shape of k.
         attention_mask: None; a 4-D mask that broadcasts to (batch, num_heads, seqlen_q, seqlen_k),
             bool (True = attend) or added to the scores, which holds everything there is to mask;
             (batch, seqlen_k), not zero = token, where causality comes from ``is_causal``; or the
-            PackedLayout of a batch without its padding, (1, total) instead of (batch, seqlen).
+            PackedLayout of a batch without its padding.
         dropout: probability of dropping an attention weight; models pass 0 in evaluation.
         is_causal: whether a query sees no later keys, if the mask does not say. Default: the
             module's.
@@ -103,8 +138,8 @@ def attention_forward(
             :mod:`fastattn.integrations.attention_weights` computes them.
 
     Returns:
-        (batch, seqlen_q, num_heads, head_dim) and the weights, (batch, num_heads, seqlen_q,
-        seqlen_k), or None if they are not wanted.
+        The shape of q, and the weights, (batch, num_heads, seqlen_q, seqlen_k), or None if they are
+        not wanted.
 
     Raises:
         ValueError: something is asked for that this function cannot serve.
@@ -112,7 +147,6 @@ def attention_forward(
     """
     _refuse_foreign_graphs()
     _refuse_what_is_not_served(kwargs)
-    q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     options: dict[str, Any] = {
         "dropout_p": dropout,
         "softmax_scale": scaling,
@@ -140,6 +174,7 @@ def attention_forward(
         options |= _window(sliding_window, is_causal, longest, longest)
         return attention(q[0], k[0], v[0], **options)[None], None
 
+    num_keys = k.shape[1]
     if attention_mask is None or attention_mask.ndim == 2:
         # Causality is in the mask unless there is none, and one query, the newest, sees every key.
         is_causal = is_causal and q.shape[1] > 1
@@ -154,7 +189,7 @@ def attention_forward(
     options |= {"key_padding_mask": key_padding_mask, "bias": bias}
     if output_attentions:
         out, weights = attention_and_weights(q, k, v, **options)
-        return out, torch.nn.functional.pad(weights, (0, key.shape[2] - k.shape[1]))
+        return out, torch.nn.functional.pad(weights, (0, num_keys - k.shape[1]))
     return attention(q, k, v, **options), None
 
 
@@ -166,19 +201,16 @@ def _attend_packed(
     output_attentions: bool,
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
-    """:func:`attention_forward` of a patched encoder, whose batch has no padding.
+    """:func:`attention_of_rows` of a patched encoder, whose batch has no padding.
 
     A window looks to both sides of the query. As in Transformers' flash attention, the layer's
     number counts the query itself.
     """
-    q, k, v = q[0], k[0], v[0]
     if output_attentions:
-        out, weights = attention_and_weights_of_packed(q, k, v, layout, **options)
-        return out[None], weights
+        return attention_and_weights_of_packed(q, k, v, layout, **options)
     options |= {"cu_seqlens_q": layout.cu_seqlens, "max_seqlen_q": layout.max_seqlen}
     options["max_seqlen_k"] = layout.max_seqlen
-    out = attention(q, k, v, **options)
-    return out[None], None
+    return attention(q, k, v, **options), None
 
 
 def attention_mask(

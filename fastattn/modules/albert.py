@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
-from fastattn.integrations.transformers import NAME, attention_forward
-from fastattn.modules.bert import split_heads
+from fastattn.integrations.transformers import NAME
+from fastattn.modules.bert import attend
 from fastattn.modules.combined import Mixin
 from fastattn.modules.fused import (
     add_norm,
@@ -41,6 +41,7 @@ class _AlbertAttention(Mixin):
     attention_dropout: nn.Dropout
     output_dropout: nn.Dropout
     LayerNorm: Any
+    attention_head_size: int
 
     def forward(
         self,
@@ -52,18 +53,16 @@ class _AlbertAttention(Mixin):
         if self.config._attn_implementation != NAME:
             return super().forward(hidden_states, attention_mask, **kwargs)
         projected = self.project(hidden_states)
-        query, key, value = (split_heads(self, x).transpose(1, 2) for x in projected)
-        out, weights = attention_forward(
+        out, weights = attend(
             self,
-            query,
-            key,
-            value,
+            projected,
+            self.attention_head_size,
             attention_mask,
             dropout=self.attention_dropout.p if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )
-        return self.finish(out.flatten(-2), hidden_states), weights
+        return self.finish(out, hidden_states), weights
 
     def project(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
         """The query, key and value of all heads, each (..., hidden)."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastattn.integrations.transformers import NAME, attention_forward
+from fastattn.integrations.transformers import NAME, attention_of_rows
 from fastattn.modules.combined import Mixin
 from fastattn.modules.encoder import FirstRowsLayer
 from fastattn.modules.fused import products
@@ -30,6 +30,7 @@ class FusedSelfAttention(Mixin):
     query: nn.Module
     key: nn.Module
     value: nn.Module
+    attention_head_size: int
     scaling: float
 
     def forward(
@@ -45,19 +46,15 @@ class FusedSelfAttention(Mixin):
             if cache is not None:
                 kwargs["past_key_values"] = cache
             return super().forward(hidden_states, attention_mask, **kwargs)
-        projected = products((self.query, self.key, self.value), hidden_states)
-        query, key, value = (split_heads(self, x).transpose(1, 2) for x in projected)
-        out, weights = attention_forward(
+        return attend(
             self,
-            query,
-            key,
-            value,
+            products((self.query, self.key, self.value), hidden_states),
+            self.attention_head_size,
             attention_mask,
             dropout=dropout_p(self),
             scaling=self.scaling,
             **kwargs,
         )
-        return out.flatten(-2), weights
 
     def forward_first_rows(self, rows: Tensor, tokens: Tensor, layout: PackedLayout) -> Tensor:
         """Attention of the first row of each sequence over all of its rows.
@@ -99,6 +96,7 @@ class LegacySelfAttention(Mixin):
     query: nn.Module
     key: nn.Module
     value: nn.Module
+    attention_head_size: int
 
     def forward(
         self,
@@ -115,13 +113,10 @@ class LegacySelfAttention(Mixin):
         Raises:
             ValueError: a head mask, a cache or cross-attention is asked for.
         """
-        projected = products((self.query, self.key, self.value), hidden_states)
-        query, key, value = (split_heads(self, x).transpose(1, 2) for x in projected)
-        out, weights = attention_forward(
+        return attend(
             self,
-            query,
-            key,
-            value,
+            products((self.query, self.key, self.value), hidden_states),
+            self.attention_head_size,
             attention_mask,
             dropout=dropout_p(self),
             is_causal=False,
@@ -130,7 +125,32 @@ class LegacySelfAttention(Mixin):
             past_key_values=past_key_values,
             output_attentions=output_attentions,
         )
-        return out.flatten(-2), weights
+
+
+def attend(
+    layer: Any,
+    projected: tuple[Tensor, ...],
+    head_dim: int,
+    attention_mask: Tensor | PackedLayout | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention on the outputs of three projections.
+
+    Every view is an operator to autograd, about 4 us of a call, so there are as few as can be.
+
+    Args:
+        projected: query, key and value of all heads, each (batch, seqlen, hidden), or
+            (1, total, hidden) with a PackedLayout.
+        **options: those of :func:`fastattn.integrations.transformers.attention_of_rows`.
+
+    Returns:
+        The shape of the query, and the weights or None.
+    """
+    shape = projected[0].shape
+    leading = shape[1:2] if isinstance(attention_mask, PackedLayout) else shape[:2]
+    q, k, v = (x.view(*leading, x.shape[-1] // head_dim, head_dim) for x in projected)
+    out, weights = attention_of_rows(layer, q, k, v, attention_mask, **options)
+    return out.reshape(shape), weights
 
 
 def attend_first_rows(

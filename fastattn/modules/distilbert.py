@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 from transformers.models.distilbert import modeling_distilbert
 
-from fastattn.integrations.transformers import NAME, attention_forward
-from fastattn.modules.bert import attend_first_rows, dropout_p, split_heads
+from fastattn.integrations.transformers import NAME
+from fastattn.modules.bert import attend, attend_first_rows, dropout_p, split_heads
 from fastattn.modules.combined import Mixin, is_a, stock_of
 from fastattn.modules.encoder import FirstRowsLayer
 from fastattn.modules.fused import (
@@ -43,6 +43,7 @@ class FusedDistilBertAttention(Mixin):
     v_lin: nn.Module
     out_lin: Any
     scaling: float
+    attention_head_size: int
 
     def forward(
         self,
@@ -61,18 +62,15 @@ class FusedDistilBertAttention(Mixin):
     ) -> tuple[Tensor, Tensor | None]:
         """Attention without the projection of its output, (batch, seqlen, hidden), and weights."""
         projected = products((self.q_lin, self.k_lin, self.v_lin), hidden_states)
-        query, key, value = (split_heads(self, x).transpose(1, 2) for x in projected)
-        out, weights = attention_forward(
+        return attend(
             self,
-            query,
-            key,
-            value,
+            projected,
+            self.attention_head_size,
             attention_mask,
             dropout=dropout_p(self),
             scaling=self.scaling,
             **kwargs,
         )
-        return out.flatten(-2), weights
 
     def forward_first_rows(self, rows: Tensor, tokens: Tensor, layout: PackedLayout) -> Tensor:
         """Attention of the first row of each sequence over all of its rows.

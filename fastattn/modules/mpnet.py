@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from fastattn.integrations.transformers import attention_forward
-from fastattn.modules.bert import dropout_p, split_heads
+from fastattn.modules.bert import attend, dropout_p
 from fastattn.modules.combined import Mixin, is_a
 from fastattn.modules.encoder import UnpaddedEncoder
 from fastattn.modules.fused import (
@@ -34,6 +33,7 @@ class ServedMPNetAttention(Mixin):
     v: nn.Module
     o: Any
     dropout: nn.Dropout
+    attention_head_size: int
 
     def forward(
         self,
@@ -58,20 +58,16 @@ class ServedMPNetAttention(Mixin):
         output_attentions: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Attention without the projection of its output, (batch, seqlen, hidden), and weights."""
-        projected = self.project(hidden_states)
-        query, key, value = (split_heads(self, x).transpose(1, 2) for x in projected)
-        out, weights = attention_forward(
+        return attend(
             self,
-            query,
-            key,
-            value,
+            self.project(hidden_states),
+            self.attention_head_size,
             attention_mask,
             dropout=dropout_p(self),
             is_causal=False,
             position_bias=position_bias,
             output_attentions=output_attentions,
         )
-        return out.flatten(-2), weights
 
     def project(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
         """The query, key and value of all heads, each (..., hidden)."""

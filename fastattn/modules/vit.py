@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
-from fastattn.integrations.transformers import NAME, attention_forward
+from fastattn.integrations.transformers import NAME
+from fastattn.modules.bert import attend
 from fastattn.modules.combined import Mixin
 from fastattn.modules.fused import (
     applied,
@@ -44,20 +45,16 @@ class FusedViTAttention(Mixin):
         if self.config._attn_implementation != NAME:
             return super().forward(hidden_states, attention_mask, **kwargs)
         projected = products((self.q_proj, self.k_proj, self.v_proj), hidden_states)
-        query, key, value = (
-            x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in projected
-        )
-        out, weights = attention_forward(
+        out, weights = attend(
             self,
-            query,
-            key,
-            value,
+            projected,
+            self.head_dim,
             attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )
-        return applied(self.o_proj, out.flatten(-2)), weights
+        return applied(self.o_proj, out), weights
 
 
 class FusedViTMLP(Mixin):

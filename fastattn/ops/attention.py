@@ -186,7 +186,7 @@ def attention(
         softmax_scale=softmax_scale,
         dropout_p=dropout_p,
     )
-    chosen = backends.select(backends.describe(q, k, options), backend)
+    chosen = backends.choose(q, k, options, backend)
     seed = dropout.draw_seed(q.device, generator) if dropout_p > 0.0 else None
     out, lse = run(q, k, v, options, seed, chosen)
     return (out, lse) if return_lse else out
@@ -282,7 +282,8 @@ def checked_options(
         batch_size = cu_seqlens_q.shape[0] - 1
     else:
         checks.check_batch_only(cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-        batch_size, max_seqlen_q, max_seqlen_k = q.shape[0], q.shape[1], k.shape[1]
+        batch_size, max_seqlen_q, _, _ = q.shape
+        max_seqlen_k = k.shape[1]
     if key_padding_mask is not None:
         checks.check_key_padding_mask(key_padding_mask, k, packed)
     if bias is not None:

@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
 
 from fastattn import backends
+from fastattn.backends import cpu
 from fastattn.reference import statistics_dtype
 
 if TYPE_CHECKING:
@@ -67,22 +68,27 @@ def attention_op(
     Args:
         heads_first: q, k, v and out are (batch, heads, seqlen, head_dim).
     """
-    bias = options.bias
-    tensors = (
-        options.cu_seqlens_q,
-        options.cu_seqlens_k,
-        options.key_padding_mask,
+    (
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        key_padding_mask,
         bias,
-        options.alibi_slopes,
-        seed,
-    )
+        alibi_slopes,
+        softmax_scale,
+        softcap,
+        window,
+        dropout_p,
+    ) = options
+    tensors = (cu_seqlens_q, cu_seqlens_k, key_padding_mask, bias, alibi_slopes, seed)
     values = (
-        options.max_seqlen_q,
-        options.max_seqlen_k,
-        options.softmax_scale,
-        options.softcap,
-        *options.window,
-        options.dropout_p,
+        max_seqlen_q,
+        max_seqlen_k,
+        softmax_scale,
+        softcap,
+        *window,
+        dropout_p,
         backend,
     )
     # A compiler asks first, and traces nothing of the rest.
@@ -101,7 +107,7 @@ def attention_op(
         or (bias is not None and bias.requires_grad)
     )
     if differentiable:
-        return _EagerAttention.apply(q, k, v, bias, tensors, values, heads_first)
+        return _apply_eager_attention(q, k, v, bias, tensors, values, heads_first)
     return _eager_fwd(q, k, v, tensors, values, heads_first)
 
 
@@ -183,13 +189,12 @@ def _empty_like(x: Tensor) -> Tensor:
 def _empty_heads_first(x: Tensor) -> Tensor:
     """The strides of x without gaps, where kernels can write to these."""
     empty = torch.empty_like(x)
-    return empty if empty.stride(-1) == 1 else _empty_like(x)
+    return empty if empty.stride()[-1] == 1 else _empty_like(x)
 
 
 def _attention_fwd(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    *call, backend = options
-    out, lse = _empty_outputs(q, call[0])
-    backends.get(backend).attention_fwd(out, lse, q, k, v, *call)
+    out, lse = _empty_outputs(q, options[0])
+    backends.get(options[-1]).attention_fwd(out, lse, q, k, v, *options[:-1])
     return out, lse
 
 
@@ -209,9 +214,10 @@ def _attention_bwd(
     bias_grad: bool,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    *call, backend = options
-    dq, dk, dv, dbias = _empty_grads(q, k, v, call[_BIAS_INDEX], bias_grad)
-    backends.get(backend).attention_bwd(dq, dk, dv, dbias, dout, dlse, q, k, v, out, lse, *call)
+    dq, dk, dv, dbias = _empty_grads(q, k, v, options[_BIAS_INDEX], bias_grad)
+    backends.get(options[-1]).attention_bwd(
+        dq, dk, dv, dbias, dout, dlse, q, k, v, out, lse, *options[:-1]
+    )
     return dq, dk, dv, dbias
 
 
@@ -271,8 +277,14 @@ def _gradients(
     tensors: Sequence[Tensor | None],
     values: tuple[Any, ...],
     saved_is_plain: bool = False,
+    heads_first: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Runs the backward operator."""
+    """Runs the backward operator.
+
+    Args:
+        saved_is_plain: nobody can have replaced the saved tensors, which were plain.
+        heads_first: dout, all that was saved but lse, and the gradients have their heads first.
+    """
     if dout is None:
         dout = torch.zeros_like(saved[3])
     through_dispatcher = (
@@ -284,8 +296,18 @@ def _gradients(
             else is_plain_call(dout, dlse, *saved, *tensors)
         )
     )
-    run: Any = torch.ops.fastattn.attention_bwd if through_dispatcher else _attention_bwd
-    return run(dout, dlse, *saved, bias_grad, *tensors, *values)
+    if not heads_first:
+        run: Any = torch.ops.fastattn.attention_bwd if through_dispatcher else _attention_bwd
+        return run(dout, dlse, *saved, bias_grad, *tensors, *values)
+    if not through_dispatcher:
+        return _heads_first_bwd(dout, dlse, saved, bias_grad, tensors, values)
+    *saved, lse = saved
+    rows = (x.transpose(1, 2) for x in (dout, *saved))
+    *grads, dbias = torch.ops.fastattn.attention_bwd(
+        next(rows), dlse, *rows, lse, bias_grad, *tensors, *values
+    )
+    dq, dk, dv = (x.transpose(1, 2) for x in grads)
+    return dq, dk, dv, dbias
 
 
 torch.library.register_autograd("fastattn::attention_fwd", _backward, setup_context=_setup_context)
@@ -302,22 +324,40 @@ def _eager_fwd(
     """The forward operator, past the dispatcher."""
     if not heads_first:
         return _attention_fwd(q, k, v, *tensors, *values)
-    out, lse, *_ = _heads_first_fwd(q, k, v, tensors, values)
+    out, lse = _empty_heads_first(q), _empty_lse(q.shape[:3], q)
+    *numbers, backend = values
+    if backend == cpu.NAME:
+        cpu.attention_fwd(out, lse, q, k, v, *tensors, *numbers, heads_first=True)
+    else:
+        rows, q, k, v = (x.transpose(1, 2) for x in (out, q, k, v))
+        backends.get(backend).attention_fwd(rows, lse, q, k, v, *tensors, *numbers)
     return out, lse
 
 
-def _heads_first_fwd(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tensors: tuple[Tensor | None, ...],
+def _heads_first_bwd(
+    dout: Tensor,
+    dlse: Tensor | None,
+    saved: Sequence[Tensor],  # q, k, v, out, lse
+    bias_grad: bool,
+    tensors: Sequence[Tensor | None],
     values: tuple[Any, ...],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns out, lse, and q, k, v, out with their heads second."""
-    out, lse = _empty_heads_first(q), _empty_lse(q.shape[:3], q)
-    q, k, v, rows = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), out.transpose(1, 2)
-    backends.get(values[-1]).attention_fwd(rows, lse, q, k, v, *tensors, *values[:-1])
-    return out, lse, q, k, v, rows
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The backward operator, past the dispatcher, for tensors with their heads first."""
+    q, k, v, out, lse = saved
+    dq, dk, dv = _empty_heads_first(q), _empty_heads_first(k), _empty_heads_first(v)
+    bias = tensors[_BIAS_INDEX]
+    dbias = _empty_like(bias) if bias_grad and bias is not None else None
+    *numbers, backend = values
+    options = (*tensors, *numbers)
+    if backend == cpu.NAME:
+        cpu.attention_bwd(
+            dq, dk, dv, dbias, dout, dlse, q, k, v, out, lse, *options, heads_first=True
+        )
+    else:
+        grads = (x.transpose(1, 2) for x in (dq, dk, dv))
+        rows = (x.transpose(1, 2) for x in (dout, q, k, v, out))
+        backends.get(backend).attention_bwd(*grads, dbias, next(rows), dlse, *rows, lse, *options)
+    return dq, dk, dv, dbias
 
 
 class _EagerAttention(torch.autograd.Function):
@@ -339,11 +379,8 @@ class _EagerAttention(torch.autograd.Function):
         values: tuple[Any, ...],
         heads_first: bool,
     ) -> tuple[Tensor, Tensor]:
-        if heads_first:
-            out, lse, q, k, v, rows = _heads_first_fwd(q, k, v, tensors, values)
-        else:
-            out, lse = rows, _ = _attention_fwd(q, k, v, *tensors, *values)
-        ctx.save_for_backward(q, k, v, rows, lse, *tensors)
+        out, lse = _eager_fwd(q, k, v, tensors, values, heads_first)
+        ctx.save_for_backward(q, k, v, out, lse, *tensors)
         ctx.values, ctx.heads_first = values, heads_first
         # Hooks may give back other tensors than were saved.
         ctx.hooked = _saving_hooks is None or _saving_hooks(True) is not None
@@ -354,14 +391,22 @@ class _EagerAttention(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
         q, k, v, out, lse, *tensors = ctx.saved_tensors
         bias_grad = ctx.needs_input_grad[3]
-        if ctx.heads_first and dout is not None:
-            dout = dout.transpose(1, 2)
         dq, dk, dv, dbias = _gradients(
-            dout, dlse, (q, k, v, out, lse), bias_grad, tensors, ctx.values, not ctx.hooked
+            dout,
+            dlse,
+            (q, k, v, out, lse),
+            bias_grad,
+            tensors,
+            ctx.values,
+            saved_is_plain=not ctx.hooked,
+            heads_first=ctx.heads_first,
         )
-        if ctx.heads_first:
-            dq, dk, dv = dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
         return dq, dk, dv, dbias if bias_grad else None, None, None, None
+
+
+# Without torch's Python around it, which looks for the wrappers of functorch for 1.6 us: a plain
+# call has none.
+_apply_eager_attention: Any = super(torch.autograd.Function, _EagerAttention).apply
 
 
 def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
@@ -118,13 +119,14 @@ def check_packed(
 ) -> None:
     """Checks what can be checked of a packed layout without reading the cumulative lengths."""
     _check_cu_seqlens("cu_seqlens_q", cu_seqlens_q, q)
-    _check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, q)
-    if cu_seqlens_q.shape != cu_seqlens_k.shape:
-        _fail(
-            ValueError,
-            "cu_seqlens_k must name as many sequences as cu_seqlens_q, "
-            f"{cu_seqlens_q.shape[0] - 1}; got {cu_seqlens_k.shape[0] - 1}.",
-        )
+    if cu_seqlens_k is not cu_seqlens_q:
+        _check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, q)
+        if cu_seqlens_q.shape != cu_seqlens_k.shape:
+            _fail(
+                ValueError,
+                "cu_seqlens_k must name as many sequences as cu_seqlens_q, "
+                f"{cu_seqlens_q.shape[0] - 1}; got {cu_seqlens_k.shape[0] - 1}.",
+            )
     _check_max_seqlen("max_seqlen_q", max_seqlen_q)
     _check_max_seqlen("max_seqlen_k", max_seqlen_k)
 
@@ -133,6 +135,8 @@ def check_batch_only(
     cu_seqlens_k: Tensor | None, max_seqlen_q: int | None, max_seqlen_k: int | None
 ) -> None:
     """Checks that the arguments of the packed layout are absent from a batch."""
+    if cu_seqlens_k is None and max_seqlen_q is None and max_seqlen_k is None:
+        return
     given = {
         "cu_seqlens_k": cu_seqlens_k,
         "max_seqlen_q": max_seqlen_q,
@@ -190,14 +194,31 @@ def check_cu_seqlens_on_cpu(q: Tensor, k: Tensor, options: Options) -> None:
 
 def check_cu_seqlens_values(
     name: str, cu_seqlens: Tensor, total: int, max_seqlen: int | None
-) -> None:
+) -> int:
     """Checks cumulative lengths on the CPU, where reading them costs next to nothing.
+
+    Returns:
+        The last of them: the number of rows that belong to sequences.
 
     Raises:
         ValueError: they do not start at 0, decrease, end beyond the ``total`` rows of the
             tensor, or a sequence is longer than ``max_seqlen`` (None: any length).
     """
-    values = cu_seqlens.tolist()
+    values: list[int] = cu_seqlens.tolist()
+    lengths = list(map(operator.sub, values[1:], values))
+    fits = (
+        values[0] == 0
+        and values[-1] <= total
+        and min(lengths, default=0) >= 0
+        and (max_seqlen is None or max(lengths, default=0) <= max_seqlen)
+    )
+    if not fits:
+        _explain_cu_seqlens(name, values, total, max_seqlen)
+    return values[-1]
+
+
+def _explain_cu_seqlens(name: str, values: list[int], total: int, max_seqlen: int | None) -> None:
+    """Raises for the first value that breaks a rule."""
     if values[0] != 0:
         _fail(ValueError, f"{name} must start with 0; got {values[0]}.")
     for index, (start, end) in enumerate(itertools.pairwise(values)):
@@ -298,6 +319,8 @@ def _require_number(name: str, value: float) -> None:
 
 def check_dropout_p(dropout_p: float) -> None:
     """Checks the probability of dropping an attention weight."""
+    if type(dropout_p) is float and 0.0 <= dropout_p < 1.0:
+        return
     _require_number("dropout_p", dropout_p)
     if not 0.0 <= dropout_p < 1.0:
         _fail(
@@ -308,6 +331,8 @@ def check_dropout_p(dropout_p: float) -> None:
 
 def check_softcap(softcap: float) -> None:
     """Checks the bound of the scores."""
+    if type(softcap) is float and 0.0 <= softcap < math.inf:
+        return
     _require_number("softcap", softcap)
     if not 0.0 <= softcap < math.inf:
         _fail(ValueError, f"softcap must be 0 (off) or positive and finite; got {softcap}.")
@@ -315,6 +340,8 @@ def check_softcap(softcap: float) -> None:
 
 def check_softmax_scale(softmax_scale: float) -> None:
     """Checks the factor of the scores."""
+    if type(softmax_scale) is float and -math.inf < softmax_scale < math.inf:
+        return
     _require_number("softmax_scale", softmax_scale)
     if not -math.inf < softmax_scale < math.inf:
         _fail(ValueError, f"softmax_scale must be finite; got {softmax_scale}.")
@@ -323,7 +350,9 @@ def check_softmax_scale(softmax_scale: float) -> None:
 def check_window(window: tuple[int, int], causal: bool) -> tuple[int, int]:
     """Returns (left, right) with -1 for "unbounded" and causality folded into the right bound."""
     pair = tuple(window) if isinstance(window, (tuple, list)) else ()
-    if len(pair) != 2 or not all(isinstance(x, int) and x >= -1 for x in pair):
+    # Not all() of a generator, which takes longer than the rest.
+    fits = len(pair) == 2 and isinstance(pair[0], int) and isinstance(pair[1], int)
+    if not fits or pair[0] < -1 or pair[1] < -1:
         _fail(
             ValueError,
             "window must be (left, right), two integers of at least -1, -1 = unbounded; got "

@@ -52,6 +52,34 @@ def test_same_bits_as_the_operators(cpu_backend, name, with_dlse):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("rows", ["contiguous", "transposed", "expanded"])
+def test_same_bits_with_the_heads_first(rows):
+    shape = (2, 3, 5, 8)
+    q, k, v = (torch.randn(shape, dtype=torch.float64) for _ in range(3))
+    if rows == "transposed":
+        q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    if rows == "expanded":
+        k, v = k[:, :1].expand(shape), v[..., :1].expand(shape)
+    mask = torch.randn(3, 5, 5, dtype=torch.float64, requires_grad=True)
+    dout = torch.randn(shape, dtype=torch.float64)
+    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+
+    def results() -> tuple[Tensor, ...]:
+        out = fastattn.scaled_dot_product_attention(*inputs, attn_mask=mask)
+        return out, *torch.autograd.grad(out, (*inputs, mask), dout)
+
+    past = results()
+    with RecordOperators() as seen:
+        through = results()
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
+        hooked = results()
+    if fastattn.explain(q, k, v).backend != "reference":
+        assert {"fastattn::attention_fwd", "fastattn::attention_bwd"} <= set(seen.names)
+    for ours, theirs, same in zip(past, through, hooked, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        torch.testing.assert_close(ours, same, rtol=0, atol=0)
+
+
 def test_profilers_see_the_operators(cpu_backend):
     inputs = make_inputs([5])
     leaves = [x.requires_grad_() for x in (inputs.q, inputs.k, inputs.v)]
