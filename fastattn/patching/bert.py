@@ -41,6 +41,7 @@ from fastattn.patching.changes import (
 )
 from fastattn.patching.family import Family, RowLoss
 from fastattn.patching.packed import is_packed, serve_packed_batches
+from fastattn.patching.packed_layers import FindLayout, pack_layers
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
 
@@ -184,6 +185,9 @@ def _remove_padding(target: Target, family: Family) -> None:
     first_row_is_read = exact and _first_row_is_read(target, family) is not None
     if family.encoder_name:
         _unpad_encoder(body, family, first_row_is_read)
+    elif family.packs_rows is not None:
+        find = FindLayout(first_row_is_read, family.counts_distances is not None)
+        pack_layers(body, family.layers(body), find, family.packs_rows)
     else:
         _pack_inputs(body, first_row_is_read)
     serve_packed_batches(target, family)
@@ -225,7 +229,9 @@ def _row_losses(target: Target, family: Family) -> dict[Any, RowLoss]:
         head: loss
         for head in target.heads
         for kind, loss in family.row_losses.items()
-        if head.base_model is target.body and isinstance(head, kind)
+        # T5's token classifier has a model without a decoder around the body.
+        if target.body in (head.base_model, getattr(head.base_model, "encoder", None))
+        and isinstance(head, kind)
     }
 
 
