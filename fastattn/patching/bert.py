@@ -30,7 +30,7 @@ from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, KEEP_PADDING
 from fastattn.ops.padding import labels_padding, packed_layout, pad_input
 from fastattn.patching import families, packed_inputs
 from fastattn.patching.arguments import argument, remember, with_argument
-from fastattn.patching.attention_only import SERVED, switch_attention
+from fastattn.patching.attention_only import DECODES, SERVED, switch_attention
 from fastattn.patching.bert_layers import compute_first_rows, fuse_layers, project_together
 from fastattn.patching.changes import (
     change_attribute,
@@ -125,7 +125,7 @@ def _not_unpaddable(target: Target, family: Family, attention: list[LayerReport]
     if any(layer.what == LEFT for layer in attention):
         return "not unpadded: its attention is not served"
     if getattr(body.config, "is_decoder", False):
-        return "not unpadded: a decoder's masks and caches are laid out for the padded batch"
+        return DECODES
     if getattr(body.config, "chunk_size_feed_forward", 0):
         return "not unpadded: chunk_size_feed_forward cuts the padded batch"
     stock = family.parts | family.legacy_attention
@@ -147,8 +147,10 @@ def _parts(body: Any, family: Family) -> list[nn.Module]:
     for layer in family.layers(body):
         parts.append(layer)
         for inner in getattr(layer, family.inner_layers_name or "", (layer,)):
+            parts.append(inner)
             attention = getattr(inner, family.attention_name, None)
-            parts += [inner, attention, getattr(attention, "self", attention)]
+            if attention is not None:  # one half of T5's layers has none
+                parts += [attention, getattr(attention, "self", attention)]
     return parts
 
 

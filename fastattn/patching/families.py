@@ -30,23 +30,24 @@ _MODELS = "transformers.models."
 Find = Callable[..., tuple[type[nn.Module], ...]]
 
 
-def of(body: nn.Module) -> Family | None:
+def of(body: Any) -> Family | None:
     """Returns the family of a body, or None if it has none. Subclasses count as well."""
     file = _file(body)
     return None if file is None else _described(file)
 
 
-def needs_newer(body: nn.Module) -> bool:
+def needs_newer(body: Any) -> bool:
     """Whether the body has a family in newer versions of Transformers, but not in this one."""
     return _file(body) is not None and of(body) is None
 
 
-def _file(body: nn.Module) -> str | None:
+def _file(body: Any) -> str | None:
     """Returns the file of a family that the body is of, or None."""
     for cls in type(body).__mro__:
         file = cls.__module__.removeprefix(_MODELS)
         if file in _FAMILIES and cls.__name__ == _BODIES.get(file, _FAMILIES[file][0] + "Model"):
-            return file
+            # T5's decoder is of the encoder's class.
+            return None if file in _BODIES and body.config.is_decoder else file
     return None
 
 
@@ -288,6 +289,8 @@ def _vit(find: Find, modeling: Any) -> Family | None:
 
 def _like_bart(find: Find, modeling: Any) -> Family | None:
     """Describes the encoders of BART and Marian."""
+    from fastattn.modules import bart
+
     encoder, layer, attention = find("Encoder", "EncoderLayer", "Attention")
     if not _takes(layer, "kwargs") or not layer_calls_attention_interface(attention):
         return None  # in Transformers 5.0 a layer takes other arguments
@@ -297,8 +300,10 @@ def _like_bart(find: Find, modeling: Any) -> Family | None:
         attention_name="self_attn",
         parts=frozenset((encoder, layer, attention)),
         attention=attention,
-        fused_attention=None,
-        fusions={},
+        fused_attention=bart.FusedBartAttention,
+        fusions={
+            layer: ((GELU, bart.FusedBartIntermediate), (LAYER_NORM, bart.FusedBartNorms)),
+        },
         row_losses={},
         first_row_heads={},
         all_row_heads=_translators(find),
@@ -308,10 +313,11 @@ def _like_bart(find: Find, modeling: Any) -> Family | None:
 
 
 def _t5(find: Find, modeling: Any) -> Family | None:
-    """Describes the stacks of T5; that of the decoder keeps its padding."""
-    stack, block, half, feed_forward, attention = find(
-        "Stack", "Block", "LayerSelfAttention", "LayerFF", "Attention"
-    )
+    """Describes the encoder of T5."""
+    from fastattn.modules import t5
+
+    stack, block, attention = find("Stack", "Block", "Attention")
+    halves = find("LayerSelfAttention", "LayerFF")
     if not _takes(block, "kwargs") or not layer_calls_attention_interface(attention):
         return None  # in Transformers 5.0 attention is its own
     return Family(
@@ -319,10 +325,9 @@ def _t5(find: Find, modeling: Any) -> Family | None:
         layers_name="block",
         inner_layers_name="layer",
         attention_name="SelfAttention",
-        # The half of a block without attention has none to be of another class.
-        parts=frozenset((stack, block, half, feed_forward, attention, type(None))),
+        parts=frozenset((stack, block, *halves, attention)),
         attention=attention,
-        fused_attention=None,
+        fused_attention=t5.FusedT5Attention,
         fusions={},
         row_losses=row_losses(find),
         first_row_heads={},

@@ -1,6 +1,6 @@
 """Bodies that embed by themselves and count positions by rows: their layers run without padding.
 
-    input_ids (batch, seqlen) -> the stock embeddings -> gather -> the stock layers (1, total, hidden)
+    (batch, seqlen) -> the stock embeddings -> gather -> (1, total, hidden) -> the stock layers
     -> scatter, after the body
 
 The layout travels among the body's keywords, which it hands to each layer; a hook before a layer
