@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fastattn.integrations.transformers import NAME
 from fastattn.modules.encoder import KEEP_PADDING, layout_of_mask
 from fastattn.ops.padding import PackedLayout, compiled_layout, packed_rows, pad_input
-from fastattn.patching.arguments import argument, with_argument
+from fastattn.patching.arguments import argument
 from fastattn.patching.changes import has_hook, keep_hook
 
 LAYOUT = "packed_layout"
@@ -51,8 +51,7 @@ class FindLayout:
         layout = self._layout(mask if mask.dtype == torch.bool else mask != 0)
         if layout is None:
             return args, kwargs
-        # The layout says all that the mask does.
-        args, kwargs = with_argument(body, args, kwargs, "attention_mask", None)
+        # The mask stays: a body that kept its keywords to itself would still mask its padding.
         return args, {**kwargs, LAYOUT: layout}
 
     def _layout(self, mask: Tensor) -> PackedLayout | None:
