@@ -91,7 +91,9 @@ class UnpaddedEncoder(Mixin):
                 starts = self.first_row_is_read
                 layout = compiled_layout(mask, starts=starts, not_empty=only_first_rows)
             else:
-                has_padding, layout = _layout(mask, self.first_row_is_read, self.keeps_distances)
+                has_padding, layout = layout_of_mask(
+                    mask, self.first_row_is_read, self.keeps_distances
+                )
             layout = None if keep_padding else layout
         # A bias by distance is smaller for packed sequences, even where nothing is removed.
         is_worth_it = only_first_rows or self.keeps_distances
@@ -223,7 +225,7 @@ class FirstRowsLayer(Mixin):
 
 
 @torch.compiler.disable
-def _layout(
+def layout_of_mask(
     mask: Tensor, first_row_is_read: bool, keeps_distances: bool
 ) -> tuple[bool, PackedLayout | None]:
     """Returns whether there is padding, and the layout without it if it is to be removed.

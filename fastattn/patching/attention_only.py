@@ -17,6 +17,7 @@ from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
 
 SERVED = "runs fastattn.attention"
+DECODES = "not unpadded: a decoder's masks and caches are laid out for the padded batch"
 
 
 def patch_body(target: Target) -> list[LayerReport]:
@@ -30,11 +31,20 @@ def patch_body(target: Target) -> list[LayerReport]:
     attention = switch_attention(target)
     if target.unpad is False:
         why = "unpad=False"
+    elif _decodes_what_is_encoded(target.body):
+        return [LayerReport(target.name, kind, LEFT, DECODES), *attention]
     elif families.needs_newer(target.body):
         why = f"{kind} needs a newer Transformers for that"
     else:
         why = f"not yet supported for {kind}"
     return [LayerReport(target.name, kind, LEFT, f"encoder not unpadded: {why}"), *attention]
+
+
+def _decodes_what_is_encoded(body: Any) -> bool:
+    """Whether a body is the decoder of an encoder-decoder, be it alone."""
+    beside = getattr(body.config, "is_encoder_decoder", False)
+    named = type(body).__name__.endswith("Decoder")
+    return getattr(body.config, "is_decoder", False) or (beside and named)
 
 
 def _not_served(target: Target) -> str | None:

@@ -30,7 +30,7 @@ from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, KEEP_PADDING
 from fastattn.ops.padding import labels_padding, packed_layout, pad_input
 from fastattn.patching import families, packed_inputs
 from fastattn.patching.arguments import argument, remember, with_argument
-from fastattn.patching.attention_only import SERVED, switch_attention
+from fastattn.patching.attention_only import DECODES, SERVED, switch_attention
 from fastattn.patching.bert_layers import compute_first_rows, fuse_layers, project_together
 from fastattn.patching.changes import (
     change_attribute,
@@ -41,6 +41,7 @@ from fastattn.patching.changes import (
 )
 from fastattn.patching.family import Family, RowLoss
 from fastattn.patching.packed import is_packed, serve_packed_batches
+from fastattn.patching.packed_layers import FindLayout, pack_layers
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
 
@@ -124,7 +125,7 @@ def _not_unpaddable(target: Target, family: Family, attention: list[LayerReport]
     if any(layer.what == LEFT for layer in attention):
         return "not unpadded: its attention is not served"
     if getattr(body.config, "is_decoder", False):
-        return "not unpadded: a decoder's masks and caches are laid out for the padded batch"
+        return DECODES
     if getattr(body.config, "chunk_size_feed_forward", 0):
         return "not unpadded: chunk_size_feed_forward cuts the padded batch"
     stock = family.parts | family.legacy_attention
@@ -146,8 +147,10 @@ def _parts(body: Any, family: Family) -> list[nn.Module]:
     for layer in family.layers(body):
         parts.append(layer)
         for inner in getattr(layer, family.inner_layers_name or "", (layer,)):
+            parts.append(inner)
             attention = getattr(inner, family.attention_name, None)
-            parts += [inner, attention, getattr(attention, "self", attention)]
+            if attention is not None:  # one half of T5's layers has none
+                parts += [attention, getattr(attention, "self", attention)]
     return parts
 
 
@@ -184,6 +187,9 @@ def _remove_padding(target: Target, family: Family) -> None:
     first_row_is_read = exact and _first_row_is_read(target, family) is not None
     if family.encoder_name:
         _unpad_encoder(body, family, first_row_is_read)
+    elif family.packs_rows is not None:
+        find = FindLayout(first_row_is_read, family.counts_distances is not None)
+        pack_layers(body, family.layers(body), find, family.packs_rows)
     else:
         _pack_inputs(body, first_row_is_read)
     serve_packed_batches(target, family)
@@ -225,7 +231,9 @@ def _row_losses(target: Target, family: Family) -> dict[Any, RowLoss]:
         head: loss
         for head in target.heads
         for kind, loss in family.row_losses.items()
-        if head.base_model is target.body and isinstance(head, kind)
+        # T5's token classifier has a model without a decoder around the body.
+        if target.body in (head.base_model, getattr(head.base_model, "encoder", None))
+        and isinstance(head, kind)
     }
 
 

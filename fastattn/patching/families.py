@@ -23,29 +23,31 @@ from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
 from fastattn.modules.fused import FusedIntermediate, FusedOutput
 from fastattn.patching.family import Family, all_row_heads, row_losses
 from fastattn.patching.fusions import GELU, LAYER_NORM, LINEAR
+from fastattn.patching.packed_layers import PackRows, PackRowsAndBias
 
 _MODELS = "transformers.models."
 
 Find = Callable[..., tuple[type[nn.Module], ...]]
 
 
-def of(body: nn.Module) -> Family | None:
+def of(body: Any) -> Family | None:
     """Returns the family of a body, or None if it has none. Subclasses count as well."""
     file = _file(body)
     return None if file is None else _described(file)
 
 
-def needs_newer(body: nn.Module) -> bool:
+def needs_newer(body: Any) -> bool:
     """Whether the body has a family in newer versions of Transformers, but not in this one."""
     return _file(body) is not None and of(body) is None
 
 
-def _file(body: nn.Module) -> str | None:
+def _file(body: Any) -> str | None:
     """Returns the file of a family that the body is of, or None."""
     for cls in type(body).__mro__:
         file = cls.__module__.removeprefix(_MODELS)
-        if file in _FAMILIES and cls.__name__ == _FAMILIES[file][0] + "Model":
-            return file
+        if file in _FAMILIES and cls.__name__ == _BODIES.get(file, _FAMILIES[file][0] + "Model"):
+            # T5's decoder is of the encoder's class.
+            return None if file in _BODIES and body.config.is_decoder else file
     return None
 
 
@@ -285,6 +287,76 @@ def _vit(find: Find, modeling: Any) -> Family | None:
     )
 
 
+def _like_bart(find: Find, modeling: Any) -> Family | None:
+    """Describes the encoders of BART and Marian."""
+    from fastattn.modules import bart
+
+    encoder, layer, attention = find("Encoder", "EncoderLayer", "Attention")
+    if not _takes(layer, "kwargs") or not layer_calls_attention_interface(attention):
+        return None  # in Transformers 5.0 a layer takes other arguments
+    return Family(
+        encoder_name="",
+        layers_name="layers",
+        attention_name="self_attn",
+        parts=frozenset((encoder, layer, attention)),
+        attention=attention,
+        fused_attention=bart.FusedBartAttention,
+        fusions={
+            layer: ((GELU, bart.FusedBartIntermediate), (LAYER_NORM, bart.FusedBartNorms)),
+        },
+        row_losses={},
+        first_row_heads={},
+        all_row_heads=_translators(find),
+        pooler_name=None,
+        packs_rows=PackRows(),
+    )
+
+
+def _t5(find: Find, modeling: Any) -> Family | None:
+    """Describes the encoder of T5."""
+    from fastattn.modules import t5
+
+    stack, block, attention = find("Stack", "Block", "Attention")
+    halves = find("LayerSelfAttention", "LayerFF")
+    if not _takes(block, "kwargs") or not layer_calls_attention_interface(attention):
+        return None  # in Transformers 5.0 attention is its own
+    return Family(
+        encoder_name="",
+        layers_name="block",
+        inner_layers_name="layer",
+        attention_name="SelfAttention",
+        parts=frozenset((stack, block, *halves, attention)),
+        attention=attention,
+        fused_attention=t5.FusedT5Attention,
+        fusions={},
+        row_losses=row_losses(find),
+        first_row_heads={},
+        all_row_heads=(*_translators(find), *find("EncoderModel", "ForTokenClassification")),
+        pooler_name=None,
+        counts_distances="the bias counts it",
+        says_keep_by="keyword",
+        packs_rows=PackRowsAndBias(),
+    )
+
+
+def _translators(find: Find) -> tuple[type[nn.Module], ...]:
+    """Returns the models with a decoder, which masks the encoder's padding."""
+    return find(
+        "Model",
+        "MTModel",
+        "ForConditionalGeneration",
+        "ForSequenceClassification",
+        "ForQuestionAnswering",
+    )
+
+
+# Bodies that are not called "Model": an encoder beside a decoder is a body of its own.
+_BODIES = {
+    "bart.modeling_bart": "BartEncoder",
+    "marian.modeling_marian": "MarianEncoder",
+    "t5.modeling_t5": "T5Stack",
+}
+
 # File under transformers.models -> the beginning of its classes' names, what describes them, and
 # whether that is true of Transformers 5 alone.
 _FAMILIES: dict[str, tuple[str, Callable[[Find, Any], Family | None], bool]] = {
@@ -302,4 +374,7 @@ _FAMILIES: dict[str, tuple[str, Callable[[Find, Any], Family | None], bool]] = {
     "deberta_v2.modeling_deberta_v2": ("DebertaV2", _deberta_v2, True),
     "vit.modeling_vit": ("ViT", _vit, True),
     "layoutlm.modeling_layoutlm": ("LayoutLM", _layoutlm, True),
+    "bart.modeling_bart": ("Bart", _like_bart, True),
+    "marian.modeling_marian": ("Marian", _like_bart, True),
+    "t5.modeling_t5": ("T5", _t5, True),
 }

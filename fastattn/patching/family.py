@@ -10,6 +10,7 @@ from torch import nn
 
 from fastattn.modules.combined import Mixin, combined, stock_of
 from fastattn.modules.encoder import FirstRowsLayer, UnpaddedEncoder
+from fastattn.patching.packed_layers import PackRows
 
 # The fusions of one stock class: their names, and the mixins that make them.
 Fusions = tuple[tuple[str, type[Mixin]], ...]
@@ -40,6 +41,9 @@ class Family:
     layers_name: str = "layer"  # the encoder's attribute
     inner_layers_name: str | None = None  # the layer's attribute, if it is a group of layers
     attention_name: str = "attention"  # the layer's attribute
+    # Before each layer, if padding is removed where the layers of such a body begin; None if it is
+    # removed from what the body is given.
+    packs_rows: PackRows | None = None
     # Of those that do not call the interface, the ones that can be served, and what serves them.
     legacy_attention: frozenset[type[nn.Module]] = frozenset()
     own_attention: type[Mixin] | None = None  # None: LegacySelfAttention, in Transformers 4.x
