@@ -307,6 +307,8 @@ class _KeepRowsTheLossReads:
     def __call__(
         self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if is_packed(kwargs):
+            return None
         labels = argument(head, args, kwargs, self.loss.label)
         mask = argument(head, args, kwargs, "attention_mask")
         if labels is None or mask is None or mask.ndim != 2:
