@@ -142,9 +142,9 @@ class PackedMaskedLMCollator(PackedCollator):
 
 def check_takes_packed_batches(name: str, model: nn.Module) -> None:
     """Raises ValueError if no encoder in a model takes batches without padding."""
-    from fastattn.modules.encoder import UnpaddedEncoder
+    from fastattn.patching.packed import takes_packed_batches
 
-    if not any(isinstance(module, UnpaddedEncoder) for module in model.modules()):
+    if not takes_packed_batches(model):
         raise ValueError(
             f"{name}: model must be patched, with its padding removed, to take packed batches; got "
             f"a {type(model).__name__} that would let sequences attend to each other. Call "

@@ -48,6 +48,12 @@ def is_packed(kwargs: dict[str, Any]) -> bool:
     return kwargs.get(CU_SEQLENS) is not None
 
 
+def takes_packed_batches(model: nn.Module) -> bool:
+    """Whether a model was made to take batches without padding, or one inside it was."""
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    return any(isinstance(hook, _BeforeBody) for hook in hooks)
+
+
 def serve_packed_batches(target: Target, family: Family) -> None:
     """Makes a body, and the heads around it, take batches without padding."""
     body, by = target.body, family.packed_by

@@ -153,6 +153,17 @@ def test_masked_tokens_count_in_their_sequence(make_bert, make_batch, positions)
 
 
 @needs_interface
+def test_collators_know_which_models_take_them(make_bert, family):
+    model = make_bert(f"{family}ForMaskedLM")
+    fastattn.patch(model, unpad=False)
+    with pytest.raises(ValueError, match="PackedCollator: model must be patched, with its padding"):
+        PackedCollator(model=model)
+    fastattn.unpatch(model)
+    fastattn.patch(model)
+    PackedCollator(model=model)
+
+
+@needs_interface
 @pytest.mark.parametrize("end", ["ForMaskedLM", "Model"])
 def test_tokens_of_no_sequence_have_no_bias(make_bert, make_batch, end):
     for family in ("MPNet", "DebertaV2"):
