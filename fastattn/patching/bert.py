@@ -40,7 +40,7 @@ from fastattn.patching.changes import (
     settle,
 )
 from fastattn.patching.family import Family, RowLoss
-from fastattn.patching.packed import is_packed, serve_packed_batches
+from fastattn.patching.packed import is_packed, refuse_packed_batches, serve_packed_batches
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
 
@@ -59,6 +59,8 @@ def patch_body(target: Target) -> list[LayerReport]:
     if reason is None:
         _remove_padding(target, family)
         reason = _unpadded(target, family)
+    else:
+        refuse_packed_batches(target, family)
     encoder = LayerReport(
         ".".join(part for part in (target.name, family.encoder_name) if part),
         stock_name(family.encoder(target.body)),

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from fastattn.integrations.transformers import refuse_attention_weights_of_packed
 from fastattn.modules.encoder import (
     CU_SEQLENS,
     FIRST_ROWS_OF_PACKED,
@@ -78,6 +79,19 @@ def serve_packed_batches(target: Target, family: Family) -> None:
             _hook(head, _ask_for_first_rows, None)
 
 
+def refuse_packed_batches(target: Target, family: Family) -> None:
+    """Makes a body whose padding stays refuse what it would compute wrongly without a word.
+
+    Where keywords reach the attention it sees where sequences begin; given position ids as well,
+    as Transformers' collator gives them, it lacks nothing.
+    """
+    if family.packed_by is None:
+        return
+    modules = (target.body, *target.heads) if family.packed_by == "mask" else (target.body,)
+    for module in modules:
+        _hook(module, _RefuseWithPadding(_places(module), family.packed_by), None)
+
+
 def _scores_spans(family: Family, head: nn.Module) -> bool:
     loss = family.row_losses.get(type(head))
     return loss is not None and loss.label == _SPANS[0]
@@ -125,6 +139,10 @@ class _BeforeBody:
         name, tokens, cu_seqlens = type(body).__name__, _tokens(kwargs), kwargs[CU_SEQLENS]
         total = tokens.shape[1]
         _check(name, tokens, cu_seqlens, kwargs, needs_all=self.by == "mask")
+        wanted = kwargs.get("output_attentions")
+        if wanted is None:
+            wanted = getattr(body.config, "output_attentions", False)
+        refuse_attention_weights_of_packed(wanted)
         kwargs[MAX_SEQLEN] = longest = _longest(kwargs, total)
         first = _first_position(body)
         if kwargs.get("position_ids") is None:
@@ -343,6 +361,25 @@ def _refuse(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             f"hand it down, or reads the padded batch, in Transformers {transformers.__version__}; "
             "got packed sequences. Use padded batches: a patched model removes the padding."
         )
+
+
+@dataclass(frozen=True)
+class _RefuseWithPadding:
+    """Before a model whose padding is not removed."""
+
+    places: dict[str, int]
+    by: str  # Family.packed_by
+
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not is_packed(kwargs):
+            return
+        given = dict(zip(self.places, args, strict=False)) | kwargs
+        if self.by == "mask" or given.get("position_ids") is None:
+            raise ValueError(
+                f"{type(module).__name__}: cu_seq_lens_q must be given to a model whose padding "
+                "is removed; got one patched to keep it, where sequences would not be apart. See "
+                "the report of fastattn.patch for the reason, or use padded batches."
+            )
 
 
 def _refuse_choices(head: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
