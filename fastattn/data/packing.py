@@ -29,8 +29,14 @@ _IDS = "input_ids"
 _LABELS = ("labels", "label", "label_ids")
 _MASK = "attention_mask"
 _SPECIAL = "special_tokens_mask"
-# Tokenizers' outputs with a value for each token.
-_PER_TOKEN = (_IDS, "token_type_ids", "position_ids", _SPECIAL)
+# Tokenizers' and processors' outputs with a value for each token, and the shape of such a value.
+_PER_TOKEN: dict[str, tuple[int, ...]] = {
+    _IDS: (),
+    "token_type_ids": (),
+    "position_ids": (),
+    _SPECIAL: (),
+    "bbox": (4,),
+}
 
 
 class PackedCollator:
@@ -136,9 +142,9 @@ class PackedMaskedLMCollator(PackedCollator):
 
 def check_takes_packed_batches(name: str, model: nn.Module) -> None:
     """Raises ValueError if no encoder in a model takes batches without padding."""
-    from fastattn.modules.encoder import UnpaddedEncoder
+    from fastattn.patching.packed import takes_packed_batches
 
-    if not any(isinstance(module, UnpaddedEncoder) for module in model.modules()):
+    if not takes_packed_batches(model):
         raise ValueError(
             f"{name}: model must be patched, with its padding removed, to take packed batches; got "
             f"a {type(model).__name__} that would let sequences attend to each other. Call "
@@ -167,7 +173,7 @@ def _tokens(name: str, index: int, feature: Mapping[str, Any]) -> Tensor:
 def _per_token(name: str, index: int, key: str, value: Any, keep: Tensor) -> Tensor:
     """Returns a feature's values for its tokens."""
     values = _tensor(value)
-    if values.shape != keep.shape:
+    if values.shape != keep.shape + _PER_TOKEN.get(key, ()):
         raise ValueError(
             f"{name}: {key} must have a value for each of the {len(keep)} tokens; got shape "
             f"{tuple(values.shape)} in feature {index}. Spread labels of words over their "

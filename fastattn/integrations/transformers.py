@@ -163,7 +163,7 @@ def attention_of_rows(
         return _attend_packed(q, k, v, attention_mask, bool(output_attentions), options)
     if cu_seq_lens_q is not None and (attention_mask is None or attention_mask.ndim != 4):
         _refuse_with_packed(attention_mask, position_bias, q)
-        _refuse_attention_weights_of_packed(output_attentions)
+        refuse_attention_weights_of_packed(output_attentions)
         options |= {
             "cu_seqlens_q": _int32(cu_seq_lens_q),
             "cu_seqlens_k": _int32(cu_seq_lens_k),
@@ -330,7 +330,7 @@ def _require_version() -> None:
         )
 
 
-def _refuse_attention_weights_of_packed(wanted: Any) -> None:
+def refuse_attention_weights_of_packed(wanted: Any) -> None:
     """Raises ValueError if the weights are wanted of a batch that was never padded."""
     if wanted:
         raise ValueError(

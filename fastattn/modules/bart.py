@@ -25,7 +25,7 @@ from fastattn.modules.fused import (
     is_plain,
     product,
     products,
-    serve,
+    serves_gelu,
 )
 from fastattn.ops.gelu import bias_gelu
 from fastattn.ops.padding import PackedLayout
@@ -133,7 +133,8 @@ class FusedBartIntermediate(_BartLayer):
     def middle(self, x: Tensor) -> Tensor:
         """(..., hidden) -> (..., intermediate)."""
         activation = self.activation_fn
-        if serve(x) and computes_gelu(activation) and is_plain(activation, GELUActivation):
+        plain = computes_gelu(activation) and is_plain(activation, GELUActivation)
+        if plain and serves_gelu(self.fc1, x):
             return bias_gelu(*product(self.fc1, x))
         return super().middle(x)
 

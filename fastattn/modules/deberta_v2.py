@@ -14,14 +14,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
 
 from fastattn.integrations.transformers import attention_forward
 from fastattn.modules.bert import dropout_p, split_heads
 from fastattn.modules.combined import Mixin
-from fastattn.modules.encoder import UnpaddedEncoder
+from fastattn.modules.distances import UnpaddedDistancesEncoder
 from fastattn.modules.fused import products
-from fastattn.ops.padding import PackedLayout, packed_rows, pad_input, sequence_slots
+from fastattn.ops.padding import PackedLayout, pad_input, sequence_slots
 
 
 class ServedDisentangledAttention(Mixin):
@@ -136,11 +135,9 @@ def _masked(query: Tensor, bias: Tensor | None, mask: Tensor) -> tuple[Tensor, T
     return query, torch.where(mask, bias, outside)
 
 
-class UnpaddedDebertaEncoder(UnpaddedEncoder):
+class UnpaddedDebertaEncoder(UnpaddedDistancesEncoder):
     """The layers, run on the tokens alone, with a bias for each sequence."""
 
-    keeps_distances = True
-    layer: Any
     get_rel_pos: Any
     get_rel_embedding: Any
 
@@ -173,43 +170,20 @@ class UnpaddedDebertaEncoder(UnpaddedEncoder):
         """Returns a (batch, seqlen) mask in a form that the stock encoder takes."""
         return mask.long()
 
-    def _forward_packed(
-        self,
-        hidden_states: Tensor,
-        layout: PackedLayout,
-        output_hidden_states: bool = True,
-        output_attentions: bool = False,
-        query_states: None = None,
-        relative_pos: Tensor | None = None,
-        return_dict: bool = True,
-    ) -> Any:
-        """Runs the stock layers on (1, total, hidden)."""
+    def relations(self, longest: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """Returns the buckets of distances, (1, max_seqlen, max_seqlen), and their embeddings."""
+        return {
+            "query_states": None,
+            "relative_pos": self.get_rel_pos(longest, None, kwargs.get("relative_pos")),
+            "rel_embeddings": self.get_rel_embedding(),
+        }
 
-        def padded(tokens: Tensor) -> Tensor:
-            return pad_input(tokens[0], layout.indices, layout.batch_size, layout.seqlen)
 
-        longest = hidden_states[:1, : layout.max_seqlen]
-        relative_pos = self.get_rel_pos(longest, None, relative_pos)
-        rel_embeddings = self.get_rel_embedding()
-        tokens = packed_rows(hidden_states, layout)
-        states, weights = [hidden_states], []
-        for layer in self.layer:
-            tokens, more = layer(
-                tokens,
-                layout,
-                query_states=None,
-                relative_pos=relative_pos,
-                rel_embeddings=rel_embeddings,
-                output_attentions=output_attentions,
-            )
-            if output_attentions:
-                weights.append(more)
-            if output_hidden_states:
-                states.append(padded(tokens))
-        last = states[-1] if output_hidden_states else padded(tokens)
-        outputs = BaseModelOutput(
-            last_hidden_state=last,
-            hidden_states=tuple(states) if output_hidden_states else None,
-            attentions=tuple(weights) if output_attentions else None,
-        )
-        return outputs if return_dict else outputs.to_tuple()
+def hide_mask_of_sequences(
+    embeddings: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Before the embeddings: they multiply by their mask, which is not one of padding here."""
+    mask = kwargs.get("mask")
+    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.dtype == torch.int32:
+        return args, {**kwargs, "mask": None}
+    return None

@@ -21,6 +21,7 @@ from fastattn.ops.padding import (
     dense_layout,
     gather_rows,
     has_gaps,
+    is_sequences_mask,
     packed_layout,
     packed_rows,
     pad_input,
@@ -82,14 +83,20 @@ class UnpaddedEncoder(Mixin):
         only_first_rows = kwargs.pop(ONLY_FIRST_ROWS, False) and self._may_leave_out_rows()
         if kwargs.get(CU_SEQLENS) is not None:
             return self._forward_sequences(hidden_states, only_first_rows, *args, **kwargs)
+        if is_sequences_mask(attention_mask, hidden_states):
+            return self._forward_sequences_of_mask(hidden_states, attention_mask, *args, **kwargs)
         keep_padding = kwargs.pop(KEEP_PADDING, False)
         mask = self._padding_mask(attention_mask, hidden_states, kwargs)
         has_padding, layout = False, None
         if mask is not None:
-            if torch.compiler.is_compiling() and not self.keeps_distances:
+            if torch.compiler.is_compiling():
                 has_padding = True
-                starts = self.first_row_is_read
-                layout = compiled_layout(mask, starts=starts, not_empty=only_first_rows)
+                layout = compiled_layout(
+                    mask,
+                    starts=self.first_row_is_read,
+                    not_empty=only_first_rows,
+                    no_gaps=self.keeps_distances,
+                )
             else:
                 has_padding, layout = layout_of_mask(
                     mask, self.first_row_is_read, self.keeps_distances
@@ -136,6 +143,10 @@ class UnpaddedEncoder(Mixin):
             rows = gather_rows(rows, layout.first_rows)
         outputs.last_hidden_state = rows[:, None]
         return outputs
+
+    def _forward_sequences_of_mask(self, hidden_states: Tensor, mask: Any, **kwargs: Any) -> Any:
+        """The same in a model that hands no keywords down; returns all rows."""
+        raise NotImplementedError
 
     def _forward_packed(
         self, hidden_states: Tensor, layout: PackedLayout, *args: Any, **kwargs: Any
@@ -224,14 +235,13 @@ class FirstRowsLayer(Mixin):
         return self.finish(context[None], rows[None])
 
 
-@torch.compiler.disable
 def layout_of_mask(
     mask: Tensor, first_row_is_read: bool, keeps_distances: bool
 ) -> tuple[bool, PackedLayout | None]:
     """Returns whether there is padding, and the layout without it if it is to be removed.
 
-    What depends on the mask's values is here, in one place: a compiler cannot trace it. It comes
-    here for the sake of distances alone; for the rest there is compiled_layout.
+    What depends on the mask's values is here, in one place. A compiler, which cannot trace it, has
+    compiled_layout instead.
     """
     layout = packed_layout(mask)
     if layout.total == mask.numel():

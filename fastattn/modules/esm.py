@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers.models.esm import modeling_esm
 
@@ -151,3 +152,34 @@ class FirstRowsEsmLayer(FirstRowsLayer):
     def finish(self, context: Tensor, rows: Tensor) -> Tensor:
         """The layer after attention, row by row."""
         return self.feed_forward_chunk(self.attention.output(context, rows))
+
+
+def embed_sequences(body: Any, ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor | None:
+    """Embeds packed tokens, if what a token becomes depends on the others of its sequence.
+
+    With token dropout a sequence is scaled by how many of its tokens are masked. The stock code
+    does so on the padded batch, which is made for it here: ids, and embeddings of one layer.
+
+    Args:
+        ids: (1, total).
+        cu_seqlens: (batch + 1,).
+        max_seqlen: the longest length, or more.
+
+    Returns:
+        (1, total, hidden); or None if each token is embedded by itself, as the model does.
+    """
+    if not body.embeddings.token_dropout:
+        return None
+    total = ids.shape[1]
+    starts, ends = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
+    rows = starts + torch.arange(max_seqlen, device=ids.device)
+    is_token = rows < ends
+    padded = ids[0][rows.clamp(max=total - 1)]
+    padded = padded.masked_fill(~is_token, body.embeddings.padding_idx)
+    embedded = body.embeddings(input_ids=padded, attention_mask=is_token.long())
+    row = torch.arange(total, device=ids.device)
+    sequence = torch.searchsorted(ends[:, 0].contiguous(), row, right=True)
+    slot = sequence * max_seqlen + row - cu_seqlens.long()[sequence]
+    # Rows of no sequence, at the end, get what the first has.
+    slot = slot.masked_fill(sequence == starts.shape[0], 0)
+    return embedded.flatten(0, 1).index_select(0, slot)[None]

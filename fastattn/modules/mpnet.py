@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
 
 from fastattn.modules.bert import attend, dropout_p
 from fastattn.modules.combined import Mixin, is_a
-from fastattn.modules.encoder import UnpaddedEncoder
+from fastattn.modules.distances import UnpaddedDistancesEncoder
 from fastattn.modules.fused import (
     add_norm,
     drops_plainly,
@@ -21,7 +20,7 @@ from fastattn.modules.fused import (
     product,
     products,
 )
-from fastattn.ops.padding import PackedLayout, packed_rows, pad_input
+from fastattn.ops.padding import PackedLayout
 
 
 class ServedMPNetAttention(Mixin):
@@ -122,40 +121,11 @@ class FusedMPNetOutput(Mixin):
         return (out,) if weights is None else (out, weights)
 
 
-class UnpaddedMPNetEncoder(UnpaddedEncoder):
+class UnpaddedMPNetEncoder(UnpaddedDistancesEncoder):
     """The layers, run on the tokens alone, with one bias for all sequences."""
 
-    keeps_distances = True
-    layer: Any
     compute_position_bias: Any
 
-    def _forward_packed(
-        self,
-        hidden_states: Tensor,
-        layout: PackedLayout,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-        return_dict: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Runs the stock layers on (1, total, hidden)."""
-
-        def padded(tokens: Tensor) -> Tensor:
-            return pad_input(tokens[0], layout.indices, layout.batch_size, layout.seqlen)
-
-        # (1, num_heads, max_seqlen, max_seqlen): it depends on distances alone.
-        bias = self.compute_position_bias(hidden_states[:1, : layout.max_seqlen])
-        tokens = packed_rows(hidden_states, layout)
-        states, weights = [hidden_states], []
-        for layer in self.layer:
-            tokens, *more = layer(tokens, layout, bias, output_attentions=output_attentions)
-            weights += more
-            if output_hidden_states:
-                states.append(padded(tokens))
-        last = states[-1] if output_hidden_states else padded(tokens)
-        outputs = BaseModelOutput(
-            last_hidden_state=last,
-            hidden_states=tuple(states) if output_hidden_states else None,
-            attentions=tuple(weights) if output_attentions else None,
-        )
-        return outputs if return_dict else outputs.to_tuple()
+    def relations(self, longest: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """Returns the bias, (1, num_heads, max_seqlen, max_seqlen)."""
+        return {"position_bias": self.compute_position_bias(longest)}

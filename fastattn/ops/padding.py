@@ -74,7 +74,9 @@ def packed_layout(attention_mask: Tensor) -> PackedLayout:
     return PackedLayout(indices, cu_seqlens, longest, shortest, batch_size, seqlen)
 
 
-def compiled_layout(attention_mask: Tensor, *, starts: bool, not_empty: bool) -> PackedLayout:
+def compiled_layout(
+    attention_mask: Tensor, *, starts: bool, not_empty: bool, no_gaps: bool
+) -> PackedLayout:
     """Computes the packed layout of a padded batch in a graph that is being compiled.
 
     The graph serves every batch, so nothing in it may depend on the mask but the tokens' number.
@@ -84,24 +86,30 @@ def compiled_layout(attention_mask: Tensor, *, starts: bool, not_empty: bool) ->
         attention_mask: (batch, seqlen) bool, True = token.
         starts: whether every sequence must begin with a token.
         not_empty: whether every sequence must have a token.
+        no_gaps: whether there must be no padding between a sequence's tokens.
 
     Raises:
-        ValueError: when the graph runs, if they do not.
+        ValueError: when the graph runs, if they do not, or there is.
     """
     batch_size, seqlen = attention_mask.shape
-    indices, cu_seqlens = torch.ops.fastattn.packed_layout(attention_mask, starts, not_empty)
+    indices, cu_seqlens = torch.ops.fastattn.packed_layout(
+        attention_mask, starts, not_empty, no_gaps
+    )
     shortest = 1 if starts or not_empty else 0
     return PackedLayout(indices, cu_seqlens, seqlen, shortest, batch_size, seqlen)
 
 
 # An operator, because tracing what it does would ask for the mask's values.
 torch.library.define(
-    "fastattn::packed_layout", "(Tensor mask, bool starts, bool not_empty) -> (Tensor, Tensor)"
+    "fastattn::packed_layout",
+    "(Tensor mask, bool starts, bool not_empty, bool no_gaps) -> (Tensor, Tensor)",
 )
 
 
 @torch.library.impl("fastattn::packed_layout", "default")
-def _packed_layout(mask: Tensor, starts: bool, not_empty: bool) -> tuple[Tensor, Tensor]:
+def _packed_layout(
+    mask: Tensor, starts: bool, not_empty: bool, no_gaps: bool
+) -> tuple[Tensor, Tensor]:
     rule = "begin each sequence with" if starts else "give each sequence"
     missing = ~(mask[:, :1] if starts else mask).any(dim=1)
     if (starts or not_empty) and bool(missing.any()):
@@ -111,12 +119,21 @@ def _packed_layout(mask: Tensor, starts: bool, not_empty: bool) -> tuple[Tensor,
             "keep the padding of one batch and remove that of another; got none there in sequence "
             f"{sequence}. Pad on the right, or use fastattn.patch(model, unpad=False)."
         )
+    if no_gaps and has_gaps(mask):
+        raise ValueError(
+            "patch: attention_mask must have no 0 between the tokens of a sequence in a compiled "
+            "model that counts their distances, whose graph cannot keep the padding of one batch "
+            "and remove that of another; got some. Pad at the ends, or use "
+            "fastattn.patch(model, unpad=False)."
+        )
     layout = packed_layout(mask)
     return layout.indices, layout.cu_seqlens
 
 
 @torch.library.register_fake("fastattn::packed_layout")
-def _packed_layout_fake(mask: Tensor, starts: bool, not_empty: bool) -> tuple[Tensor, Tensor]:
+def _packed_layout_fake(
+    mask: Tensor, starts: bool, not_empty: bool, no_gaps: bool
+) -> tuple[Tensor, Tensor]:
     total = _unknown_size(torch.library.get_ctx())
     indices = mask.new_empty(total, dtype=torch.int64)
     return indices, mask.new_empty(mask.shape[0] + 1, dtype=torch.int32)
@@ -182,6 +199,25 @@ def sequences_layout(hidden_states: Tensor, cu_seqlens: Tensor, max_seqlen: int)
     indices = torch.arange(hidden_states.shape[1], device=hidden_states.device)
     batch_size = cu_seqlens.shape[0] - 1
     return PackedLayout(indices, cu_seqlens.to(torch.int32), max_seqlen, 1, batch_size, max_seqlen)
+
+
+def sequences_mask(cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    """Returns (batch + 1, max_seqlen, 1, 1), which models hand down as they do any 4-D mask.
+
+    It holds cu_seqlens and no scores, and takes no memory. A mask of one row of tokens, whose shape
+    begins with 1, is never of this shape.
+    """
+    return cu_seqlens.to(torch.int32)[:, None, None, None].expand(-1, max_seqlen, 1, 1)
+
+
+def is_sequences_mask(mask: Any, hidden_states: Tensor) -> bool:
+    """Whether a mask is one of :func:`sequences_mask` for (1, total, ...)."""
+    return (
+        isinstance(mask, Tensor)
+        and mask.dtype == torch.int32
+        and mask.ndim == 4
+        and mask.shape[0] > hidden_states.shape[0]
+    )
 
 
 def dense_layout(hidden_states: Tensor) -> PackedLayout:

@@ -40,7 +40,7 @@ from fastattn.patching.changes import (
     settle,
 )
 from fastattn.patching.family import Family, RowLoss
-from fastattn.patching.packed import is_packed, serve_packed_batches
+from fastattn.patching.packed import is_packed, refuse_packed_batches, serve_packed_batches
 from fastattn.patching.packed_layers import FindLayout, pack_layers
 from fastattn.patching.registry import Target, stock_name
 from fastattn.patching.report import LEFT, REPLACED, LayerReport
@@ -60,6 +60,8 @@ def patch_body(target: Target) -> list[LayerReport]:
     if reason is None:
         _remove_padding(target, family)
         reason = _unpadded(target, family)
+    else:
+        refuse_packed_batches(target, family)
     encoder = LayerReport(
         ".".join(part for part in (target.name, family.encoder_name) if part),
         stock_name(family.encoder(target.body)),
@@ -315,6 +317,8 @@ class _KeepRowsTheLossReads:
     def __call__(
         self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if is_packed(kwargs):
+            return None
         labels = argument(head, args, kwargs, self.loss.label)
         mask = argument(head, args, kwargs, "attention_mask")
         if labels is None or mask is None or mask.ndim != 2:

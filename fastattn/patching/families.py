@@ -102,14 +102,14 @@ def _like_bert(find: Find, modeling: Any, **differences: Any) -> Family:
         },
         all_row_heads=all_row_heads(find),
         readers=frozenset(find("Pooler", "ClassificationHead", "SequenceSummary")),
-        takes_packed=True,
+        packed_by="keywords",
     )
     return Family(**same | differences)
 
 
 def _layoutlm(find: Find, modeling: Any) -> Family:
     """Describes LayoutLM, whose layers are BERT's and whose masks are not."""
-    return _like_bert(find, modeling, adds_mask=True, says_keep_by="keyword", takes_packed=False)
+    return _like_bert(find, modeling, adds_mask=True, says_keep_by="keyword")
 
 
 def _esm(find: Find, modeling: Any) -> Family | None:
@@ -131,7 +131,7 @@ def _esm(find: Find, modeling: Any) -> Family | None:
             intermediate: ((GELU, esm.FusedEsmIntermediate),),
             **dict.fromkeys(ends, ((LINEAR, esm.FusedEsmOutput),)),
         },
-        takes_packed=False,
+        embed_packed=esm.embed_sequences,
     )
 
 
@@ -154,7 +154,7 @@ def _distilbert(find: Find, modeling: Any) -> Family:
         row_losses=row_losses(find),
         first_row_heads=dict.fromkeys(find("ForSequenceClassification", "ForMultipleChoice")),
         all_row_heads=all_row_heads(find),
-        takes_packed=True,
+        packed_by="keywords",
     )
 
 
@@ -180,6 +180,7 @@ def _albert(find: Find, modeling: Any) -> Family:
         first_row_heads={},
         all_row_heads=all_row_heads(find),
         pooler_name=None,
+        packed_by="keywords",
     )
 
 
@@ -206,11 +207,12 @@ def _modernbert(find: Find, modeling: Any) -> Family | None:
             mlp: ((LINEAR, modernbert.FusedModernBertMLP),),
         },
         row_losses=row_losses(find),
-        first_row_heads={},
+        first_row_heads=dict.fromkeys(find("ForSequenceClassification")),
         # Multiple choice reads the first token, wherever it is.
         all_row_heads=(*all_row_heads(find), *find("ForMultipleChoice")),
         counts_distances="windows count it",
         says_keep_by="keyword",
+        packed_by="masks",
     )
 
 
@@ -225,7 +227,7 @@ def _mpnet(find: Find, modeling: Any) -> Family | None:
     return _like_bert(
         find,
         modeling,
-        takes_packed=False,
+        packed_by="mask",
         attention=None,
         legacy_attention=frozenset((attention,)),
         own_attention=mpnet.ServedMPNetAttention,
@@ -251,7 +253,7 @@ def _deberta_v2(find: Find, modeling: Any) -> Family:
     return _like_bert(
         find,
         modeling,
-        takes_packed=False,
+        packed_by="mask",
         parts=frozenset(find("Encoder", "Layer", "Attention")),
         attention=None,
         legacy_attention=frozenset((attention,)),
@@ -263,6 +265,7 @@ def _deberta_v2(find: Find, modeling: Any) -> Family:
         readers=frozenset((modeling.ContextPooler,)),
         counts_distances="the bias counts it",
         says_keep_by="column",
+        embeddings_hook=deberta_v2.hide_mask_of_sequences,
     )
 
 

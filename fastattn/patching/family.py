@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastattn.modules.combined import Mixin, combined, stock_of
 from fastattn.modules.encoder import FirstRowsLayer, UnpaddedEncoder
@@ -62,8 +62,14 @@ class Family:
     # How a head says that it reads rows of padding: "mask", with a row for each query; "keyword",
     # where a mask could not say it; "column", a (batch, seqlen, 1) mask.
     says_keep_by: str = "mask"
-    # Whether a batch may come without padding, as packed sequences.
-    takes_packed: bool = False
+    # How packed sequences reach the layers: "keywords" of the batch, which all modules hand down;
+    # "mask", in its place where they hand down no more; "masks", of a body with no encoder. None: a
+    # batch must not come without padding.
+    packed_by: str | None = None
+    # (body, ids, cu_seqlens, max_seqlen) -> embedded, if tokens are not embedded each by itself.
+    embed_packed: Callable[[Any, Tensor, Tensor, int], Tensor | None] | None = None
+    # Before the body's embeddings, if they read a mask that is in "mask"'s place.
+    embeddings_hook: Callable[..., Any] | None = None
 
     def encoder(self, body: Any) -> Any:
         """Returns the part of a body that runs without padding."""

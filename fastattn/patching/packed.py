@@ -7,7 +7,8 @@
 (:mod:`fastattn.modules.encoder`); the hooks of this file see to what is around it:
 
 - position ids count from the start of each sequence, by the family's rule;
-- the pooler, and heads for sequences, get the first row of each sequence;
+- the pooler, and heads for sequences, get the first row of each sequence, or the mean of its rows;
+- models that hand no keywords down say in the mask's place where sequences begin;
 - the loss of question answering is a softmax over the rows of each sequence.
 
 Heads for rows need nothing: their loss is a mean over the rows that have labels.
@@ -16,6 +17,7 @@ Heads for rows need nothing: their loss is a mean over the rows that have labels
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +26,18 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from fastattn.integrations.transformers import refuse_attention_weights_of_packed
 from fastattn.modules.encoder import (
     CU_SEQLENS,
     FIRST_ROWS_OF_PACKED,
     HIDDEN_SPANS,
     MAX_SEQLEN,
 )
+from fastattn.ops.padding import PackedLayout, sequences_layout, sequences_mask
+from fastattn.patching.arguments import argument
 from fastattn.patching.changes import has_hook, keep_hook
 from fastattn.patching.family import Family
+from fastattn.patching.packed_inputs import MASKS
 from fastattn.patching.registry import Target
 
 _NAME = "packed"
@@ -43,23 +49,47 @@ def is_packed(kwargs: dict[str, Any]) -> bool:
     return kwargs.get(CU_SEQLENS) is not None
 
 
+def takes_packed_batches(model: nn.Module) -> bool:
+    """Whether a model was made to take batches without padding, or one inside it was."""
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    return any(isinstance(hook, _BeforeBody) for hook in hooks)
+
+
 def serve_packed_batches(target: Target, family: Family) -> None:
     """Makes a body, and the heads around it, take batches without padding."""
-    body = target.body
-    if family.attention is None or not family.takes_packed:
+    body, by = target.body, family.packed_by
+    if by is None or (family.attention is None and family.own_attention is None):
         for module in (body, *target.heads):
             _hook(module, _refuse, None)
         return
-    _hook(body, _BeforeBody(_places(body)), _pool_first_rows)
+    _hook(body, _BeforeBody(_places(body), by, family.embed_packed), _AfterBody(by))
+    if family.embeddings_hook is not None:
+        _hook(body.embeddings, family.embeddings_hook, None)
     for head in target.heads:
         if head.base_model is not body:
             continue
+        reads_first_rows = type(head) in family.first_row_heads
         if type(head).__name__.endswith("MultipleChoice"):
             _hook(head, _refuse_choices, None)
-        elif type(head) in family.first_row_heads:
-            _hook(head, _ask_for_first_rows, None)
         elif _scores_spans(family, head):
-            _hook(head, _HideSpans(_places(head)), _add_span_loss)
+            _hook(head, _HideSpans(_places(head), by), _add_span_loss)
+        elif by == "mask":
+            _hook(head, _HandDown(_places(head), reads_first_rows), None)
+        elif reads_first_rows:
+            _hook(head, _ask_for_first_rows, None)
+
+
+def refuse_packed_batches(target: Target, family: Family) -> None:
+    """Makes a body whose padding stays refuse what it would compute wrongly without a word.
+
+    Where keywords reach the attention it sees where sequences begin; given position ids as well,
+    as Transformers' collator gives them, it lacks nothing.
+    """
+    if family.packed_by is None:
+        return
+    modules = (target.body, *target.heads) if family.packed_by == "mask" else (target.body,)
+    for module in modules:
+        _hook(module, _RefuseWithPadding(_places(module), family.packed_by), None)
 
 
 def _scores_spans(family: Family, head: nn.Module) -> bool:
@@ -89,24 +119,79 @@ class _BeforeBody:
     """
 
     places: dict[str, int]
+    by: str  # Family.packed_by
+    embed: Callable[[Any, Tensor, Tensor, int], Tensor | None] | None  # Family.embed_packed
 
     def __call__(
         self, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        handed_down = argument(body, args, kwargs, "attention_mask")
+        if not is_packed(kwargs) and not isinstance(handed_down, PackedLayout):
+            return None
+        kwargs = dict(zip(self.places, args, strict=False)) | kwargs
+        if isinstance(handed_down, PackedLayout):
+            kwargs |= {
+                "attention_mask": None,
+                CU_SEQLENS: handed_down.cu_seqlens,
+                MAX_SEQLEN: handed_down.max_seqlen,
+                FIRST_ROWS_OF_PACKED: handed_down.only_first_rows,
+            }
+        name, tokens, cu_seqlens = type(body).__name__, _tokens(kwargs), kwargs[CU_SEQLENS]
+        total = tokens.shape[1]
+        _check(name, tokens, cu_seqlens, kwargs, needs_all=self.by == "mask")
+        wanted = kwargs.get("output_attentions")
+        if wanted is None:
+            wanted = getattr(body.config, "output_attentions", False)
+        refuse_attention_weights_of_packed(wanted)
+        kwargs[MAX_SEQLEN] = longest = _longest(kwargs, total)
+        first = _first_position(body)
+        if kwargs.get("position_ids") is None:
+            kwargs["position_ids"] = _positions(cu_seqlens, total)[None] + first
+        else:
+            _check_positions(name, kwargs["position_ids"], first)
+        if self.embed is not None and kwargs.get("input_ids") is not None:
+            embedded = self.embed(body, tokens, cu_seqlens, longest)
+            if embedded is not None:
+                kwargs |= {"input_ids": None, "inputs_embeds": embedded}
+        if self.by == "mask":
+            kwargs["attention_mask"] = sequences_mask(cu_seqlens, min(longest, total))
+        elif self.by == "masks":
+            kwargs.pop(HIDDEN_SPANS, None)  # the layers refuse keywords that they do not know
+            first_rows = kwargs.pop(FIRST_ROWS_OF_PACKED, False)
+            layout = sequences_layout(tokens, cu_seqlens, longest)
+            layout = layout._replace(only_first_rows=first_rows)
+            kwargs["attention_mask"] = dict.fromkeys(MASKS, layout)
+        return (), kwargs
+
+
+@dataclass(frozen=True)
+class _HandDown:
+    """Before a head that hands no keywords down: says in the mask's place where sequences begin."""
+
+    places: dict[str, int]
+    first_rows: bool  # whether the head reads no others
+
+    def __call__(
+        self, head: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not is_packed(kwargs):
             return None
         kwargs = dict(zip(self.places, args, strict=False)) | kwargs
-        ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
-        tokens: Any = ids if ids is not None else embeds
-        cu_seqlens = kwargs[CU_SEQLENS]
-        _check(type(body).__name__, tokens, cu_seqlens, kwargs)
-        kwargs[MAX_SEQLEN] = _longest(kwargs, tokens.shape[1])
-        first = _first_position(body)
-        if kwargs.get("position_ids") is None:
-            kwargs["position_ids"] = _positions(cu_seqlens, tokens.shape[1])[None] + first
-        else:
-            _check_positions(type(body).__name__, kwargs["position_ids"], first)
-        return (), kwargs
+        return (), _handed_down(head, kwargs, self.first_rows)
+
+
+def _handed_down(head: Any, kwargs: dict[str, Any], first_rows: bool) -> dict[str, Any]:
+    """Returns the keywords of a head with a mask that says where sequences begin."""
+    tokens, cu_seqlens = _tokens(kwargs), kwargs[CU_SEQLENS]
+    _check(type(head).__name__, tokens, cu_seqlens, kwargs, needs_all=True)
+    layout = sequences_layout(tokens, cu_seqlens, _longest(kwargs, tokens.shape[1]))
+    return {**kwargs, "attention_mask": layout._replace(only_first_rows=first_rows)}
+
+
+def _tokens(kwargs: dict[str, Any]) -> Any:
+    """Returns the ids, (1, total), or embeddings of a call."""
+    ids = kwargs.get("input_ids")
+    return kwargs.get("inputs_embeds") if ids is None else ids
 
 
 def _longest(kwargs: dict[str, Any], total: int) -> int:
@@ -118,8 +203,14 @@ def _longest(kwargs: dict[str, Any], total: int) -> int:
     return total if torch.compiler.is_compiling() else int(kwargs[CU_SEQLENS].diff().max())
 
 
-def _check(name: str, tokens: Tensor, cu_seqlens: Tensor, kwargs: dict[str, Any]) -> None:
-    """Raises ValueError if the batch is not one of packed sequences."""
+def _check(
+    name: str, tokens: Tensor, cu_seqlens: Tensor, kwargs: dict[str, Any], needs_all: bool
+) -> None:
+    """Raises ValueError if the batch is not one of packed sequences.
+
+    Args:
+        needs_all: whether every token must be of a sequence, because padded rows are made of them.
+    """
     if tokens.shape[0] != 1:
         raise ValueError(
             f"{name}: cu_seq_lens_q must come with input_ids of shape (1, total); got "
@@ -132,12 +223,23 @@ def _check(name: str, tokens: Tensor, cu_seqlens: Tensor, kwargs: dict[str, Any]
                 f"sequences of a batch without padding begin; got both. Leave out {other}."
             )
     if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
+        if needs_all:
+            torch._assert_async(cu_seqlens[-1] == tokens.shape[1], _needs_all(name, "fewer"))
         return  # reading it would wait for the device
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or not _rises(cu_seqlens, tokens.shape[1]):
         raise ValueError(
             f"{name}: cu_seq_lens_q must rise from 0 to at most the number of tokens, "
             f"{tokens.shape[1]}; got {cu_seqlens.tolist()}. Leave out empty sequences."
         )
+    if needs_all and int(cu_seqlens[-1]) != tokens.shape[1]:
+        raise ValueError(_needs_all(name, f"{int(cu_seqlens[-1])} of {tokens.shape[1]}"))
+
+
+def _needs_all(name: str, got: str) -> str:
+    return (
+        f"{name}: cu_seq_lens_q must end with the number of tokens, because this model's bias is "
+        f"computed by sequence; got {got}. Leave out tokens of no sequence."
+    )
 
 
 def _check_positions(name: str, position_ids: Tensor, first: int) -> None:
@@ -170,21 +272,63 @@ def _positions(cu_seqlens: Tensor, total: int) -> Tensor:
 
 
 def _first_position(body: Any) -> int:
-    """Returns the position id of a sequence's first token: RoBERTa's count from after padding's."""
+    """Returns the position id of a sequence's first token.
+
+    RoBERTa's count from after padding's; so do ESM's, but for those that are angles.
+    """
+    if getattr(body.embeddings, "position_embedding_type", "absolute") == "rotary":
+        return 0
     padding = getattr(body.embeddings, "padding_idx", None)
     return 0 if padding is None else padding + 1
 
 
-def _pool_first_rows(body: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
-    """After a body: makes the pooler's output that of each sequence.
+@dataclass(frozen=True)
+class _AfterBody:
+    """After a body: hands on the rows that a head for sequences reads, or pools first rows.
 
-    Under a head that asked for first rows it is that already.
+    Where keywords reach the encoder, it has handed on the rows, and the pooler's output is theirs.
     """
+
+    by: str  # Family.packed_by
+
+    def __call__(
+        self, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
+    ) -> Any:
+        if not is_packed(kwargs):
+            return None
+        first_rows = kwargs.get(FIRST_ROWS_OF_PACKED)
+        if self.by == "masks":
+            first_rows = kwargs["attention_mask"][MASKS[0]].only_first_rows
+        elif self.by == "keywords" and first_rows:
+            return None
+        if first_rows:
+            rows = _rows_read(body, outputs[0][0], kwargs)[:, None]
+            if isinstance(outputs, tuple):
+                return (rows, *outputs[1:])
+            outputs.last_hidden_state = rows
+            return outputs
+        return _with_pooled_first_rows(body, kwargs, outputs)
+
+
+def _rows_read(body: Any, rows: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """(total, hidden) -> (batch, hidden), which a head takes for first rows."""
+    cu_seqlens = kwargs[CU_SEQLENS].long()
+    if getattr(body.config, "classifier_pooling", None) != "mean":
+        return rows.index_select(0, cu_seqlens[:-1])
+    places = cu_seqlens[:-1, None] + torch.arange(kwargs[MAX_SEQLEN], device=rows.device)
+    inside = places < cu_seqlens[1:, None]
+    padded = rows[places.clamp(max=rows.shape[0] - 1)] * inside[..., None]
+    return padded.sum(dim=1) / cu_seqlens.diff()[:, None]
+
+
+def _with_pooled_first_rows(body: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
+    """Makes the pooler's output that of each sequence, if there is a pooler."""
     pooler = getattr(body, "pooler", None)
-    if not is_packed(kwargs) or pooler is None or kwargs.get(FIRST_ROWS_OF_PACKED):
+    if pooler is None:
         return None
     rows = outputs[0][0].index_select(0, kwargs[CU_SEQLENS][:-1].long())
-    pooled = pooler(rows[:, None])
+    activation = getattr(body, "pooler_activation", None)  # ALBERT's pooler is but a linear layer
+    pooled = pooler(rows[:, None]) if activation is None else activation(pooler(rows))
     if isinstance(outputs, tuple):
         return (outputs[0], pooled, *outputs[2:])
     outputs.pooler_output = pooled
@@ -219,6 +363,25 @@ def _refuse(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         )
 
 
+@dataclass(frozen=True)
+class _RefuseWithPadding:
+    """Before a model whose padding is not removed."""
+
+    places: dict[str, int]
+    by: str  # Family.packed_by
+
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not is_packed(kwargs):
+            return
+        given = dict(zip(self.places, args, strict=False)) | kwargs
+        if self.by == "mask" or given.get("position_ids") is None:
+            raise ValueError(
+                f"{type(module).__name__}: cu_seq_lens_q must be given to a model whose padding "
+                "is removed; got one patched to keep it, where sequences would not be apart. See "
+                "the report of fastattn.patch for the reason, or use padded batches."
+            )
+
+
 def _refuse_choices(head: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Before a head for multiple choice."""
     if is_packed(kwargs):
@@ -237,6 +400,7 @@ class _HideSpans:
     """
 
     places: dict[str, int]
+    by: str  # Family.packed_by
 
     def __call__(
         self, head: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -244,6 +408,8 @@ class _HideSpans:
         if not is_packed(kwargs):
             return None
         kwargs = dict(zip(self.places, args, strict=False)) | kwargs
+        if self.by == "mask":
+            kwargs = _handed_down(head, kwargs, first_rows=False)
         spans = tuple(kwargs.pop(name, None) for name in _SPANS)
         if any(span is None for span in spans):
             return (), kwargs  # no loss, as in stock

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fastattn.integrations.transformers import NAME
-from fastattn.modules.encoder import KEEP_PADDING
+from fastattn.modules.encoder import CU_SEQLENS, KEEP_PADDING
 from fastattn.ops.padding import (
     PackedLayout,
+    compiled_layout,
     dense_layout,
     has_gaps,
     packed_layout,
@@ -27,7 +28,7 @@ from fastattn.ops.padding import (
 from fastattn.patching.arguments import argument, with_argument
 
 # The layers choose between these by their kind.
-_MASKS = ("full_attention", "sliding_attention")
+MASKS = ("full_attention", "sliding_attention")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class PackInputs:
     def __call__(
         self, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if kwargs.get(CU_SEQLENS) is not None:
+            return args, kwargs  # it has none
         kwargs = dict(kwargs)
         keep_padding = kwargs.pop(KEEP_PADDING, False)
         given = {name: argument(body, args, kwargs, name) for name in _INPUTS}
@@ -58,7 +61,7 @@ class PackInputs:
         packed: dict[str, Any] = {
             name: packed_rows(x, layout) for name, x in given.items() if x is not None
         }
-        packed["attention_mask"] = dict.fromkeys(_MASKS, layout)
+        packed["attention_mask"] = dict.fromkeys(MASKS, layout)
         for name, x in packed.items():
             args, kwargs = with_argument(body, args, kwargs, name, x)
         return args, kwargs
@@ -79,15 +82,19 @@ class PackInputs:
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
 
 
-@torch.compiler.disable
 def _layout_of_mask(
     mask: Tensor, first_row_is_read: bool, keep_padding: bool
 ) -> PackedLayout | None:
     """Returns the layout of a padded batch, or None if its padding stays.
 
-    What depends on the mask's values is here, in one place: a compiler cannot trace it.
+    What depends on the mask's values is here, in one place. A compiler cannot trace it, and has
+    compiled_layout instead.
     """
     mask = mask if mask.dtype == torch.bool else mask != 0
+    if torch.compiler.is_compiling():
+        if keep_padding:
+            return None
+        return compiled_layout(mask, starts=first_row_is_read, not_empty=False, no_gaps=True)
     layout = packed_layout(mask)
     if layout.total == mask.numel():
         return layout
@@ -102,8 +109,10 @@ def pad_outputs(
     body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
 ) -> Any:
     """After a body: puts the padding back into the hidden states, last and recorded."""
+    if kwargs.get(CU_SEQLENS) is not None:
+        return None
     masks = argument(body, args, kwargs, "attention_mask")
-    layout = masks.get(_MASKS[0]) if isinstance(masks, dict) else None
+    layout = masks.get(MASKS[0]) if isinstance(masks, dict) else None
     if not isinstance(layout, PackedLayout):
         return None
 

@@ -56,8 +56,13 @@ class FindLayout:
 
     def _layout(self, mask: Tensor) -> PackedLayout | None:
         """Returns the layout to pack rows by, or None if they stay as they are."""
-        if torch.compiler.is_compiling() and not self.keeps_distances:
-            return compiled_layout(mask, starts=self.first_row_is_read, not_empty=False)
+        if torch.compiler.is_compiling():
+            return compiled_layout(
+                mask,
+                starts=self.first_row_is_read,
+                not_empty=False,
+                no_gaps=self.keeps_distances,
+            )
         return layout_of_mask(mask, self.first_row_is_read, self.keeps_distances)[1]
 
 

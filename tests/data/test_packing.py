@@ -50,6 +50,16 @@ def test_labels_of_tokens():
     assert batch["labels"].tolist() == [[-100, 4, -100, -100, 5]]
 
 
+def test_boxes_of_tokens():
+    features = [{**x, "bbox": [[i, 1, i + 3, 4] for i in x["input_ids"]]} for x in FEATURES]
+    batch = PackedCollator()(features)
+    assert batch["bbox"].shape == (1, 5, 4)
+    assert batch["bbox"][0, :, 0].tolist() == [2, 7, 3, 2, 3]
+    features[1]["bbox"] = features[1]["bbox"][:1]
+    with pytest.raises(ValueError, match=r"bbox must have a value for each of the 2 tokens; got"):
+        PackedCollator()(features)
+
+
 def test_spans_and_several_labels():
     features = [
         {"input_ids": [2, 7, 3], "start_positions": 1, "end_positions": 2, "labels": [0.0, 1.0]},

@@ -249,3 +249,7 @@ def test_sequences_that_were_never_padded(make_bert):
     ids = torch.randint(1, 50, (1, 8))
     with pytest.raises(ValueError, match=r"must be False for sequences given by cu_seq_lens_q"):
         model(ids, **packed, **longest, output_attentions=True)
+    asking: nn.Module = make_bert("MPNetModel", output_attentions=True).eval()
+    fastattn.patch(asking)
+    with pytest.raises(ValueError, match=r"must be False for sequences given by cu_seq_lens_q"):
+        asking(ids, **packed, **longest)

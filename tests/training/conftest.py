@@ -32,9 +32,8 @@ def make_model(head: str = SEQUENCES, *, dropout: float = 0.0, **config: Any) ->
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )
-    model = getattr(transformers, head)(
-        transformers.BertConfig(**settings | config, attn_implementation="eager")
-    )
+    model_class = getattr(transformers, head)
+    model = model_class(model_class.config_class(**settings | config, attn_implementation="eager"))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # trained models have biases
@@ -71,7 +70,7 @@ def pack(batch: dict[str, Tensor]) -> dict[str, Any]:
     rows = batch["attention_mask"].bool()
     features = [
         {
-            name: (x[i, rows[i]] if x.ndim == 2 else x[i]).tolist()
+            name: (x[i, rows[i]] if x.ndim > 1 else x[i]).tolist()
             for name, x in batch.items()
             if name != "attention_mask"
         }

@@ -24,6 +24,24 @@ CASES = (
     ("BertForQuestionAnswering", "padded"),
     ("BertForMaskedLM", "packed"),
 )
+# What the published models have, where it changes what is computed; DeBERTa's problem type because
+# without one its stock head leaves the graph.
+FAMILIES = {
+    "Albert": {"classifier_dropout_prob": 0.0},
+    "LayoutLM": {},
+    "Esm": {"token_dropout": True, "mask_token_id": 3, "pad_token_id": 1}
+    | {"position_embedding_type": "rotary"},
+    "ModernBert": {"local_attention": 6, "layer_types": ["sliding_attention"], "pad_token_id": 0},
+    "MPNet": {"pad_token_id": 1},
+    "DebertaV2": {
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "position_buckets": 8,
+        "share_att_key": True,
+        "cls_dropout": 0.0,
+        "problem_type": "single_label_classification",
+    },
+}
 # The compiler takes the sizes of the first batch for constants, and learns from the second.
 FIRST = ((13, 5, 9, 1), (20, 20, 3, 7), (11, 2))
 LATER = ((30, 8, 8, 8, 4), (17, 16, 2, 9, 9, 9, 4))
@@ -52,6 +70,22 @@ def test_no_graph_breaks_and_no_graph_per_batch(tools, head, form):
         graphs.append(counters["stats"]["unique_graphs"])
     assert not counters["graph_break"]
     assert graphs[len(FIRST) - 1] == graphs[-1] <= 6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_ATTENTION_INTERFACE, reason="patched from Transformers 5 on")
+@pytest.mark.parametrize("form", ["padded", "packed"])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_no_graph_breaks_in_the_other_families(tools, family, form):
+    head = f"{family}ForSequenceClassification"
+    stock, ours = tools.pair(head, num_hidden_layers=1, **FAMILIES[family])
+    compiled = torch.compile(ours, backend="aot_eager")
+    for seed, lengths in enumerate(FIRST[:2]):
+        batch = tools.batch(lengths, head, seed)
+        batch["input_ids"][batch["attention_mask"] == 0] = ours.config.pad_token_id
+        given = tools.pack(batch) if form == "packed" else batch
+        tools.assert_same(tools.step(compiled, given, ours), tools.step(stock, batch))
+    assert not counters["graph_break"]
 
 
 def test_a_full_graph_with_dropout(tools):
@@ -107,6 +141,19 @@ def test_what_a_graph_cannot_keep_padding_for_is_refused(tools):
     fastattn.patch(padded, unpad=False)
     compiled = torch.compile(padded, backend="aot_eager")
     tools.assert_same(tools.step(compiled, batch, padded), tools.step(stock, batch))
+
+
+@pytest.mark.skipif(not HAS_ATTENTION_INTERFACE, reason="patched from Transformers 5 on")
+def test_padding_between_counted_distances_is_refused(tools):
+    ours = tools.model("MPNetForTokenClassification", pad_token_id=1)
+    fastattn.patch(ours)
+    compiled = torch.compile(ours, backend="aot_eager")
+    batch = tools.batch(FIRST[0])
+    batch["attention_mask"][0, 3:5] = 0
+    del batch["labels"]
+    message = r"attention_mask must have no 0 between the tokens of a sequence in a compiled .* got"
+    with pytest.raises(ValueError, match=message):
+        compiled(**batch)
 
 
 @pytest.mark.skipif(not HAS_ATTENTION_INTERFACE, reason="4.x computes all rows: none is missing")
