@@ -137,13 +137,13 @@ def explain_model(
             f"explain_model: model must be a torch.nn.Module; got {type(model).__name__}. "
             "Pass the model itself, not its name."
         )
-    reports: dict[str, LayerReport] = {}
+    reports: tuple[LayerReport, ...] = ()
     notes = []
     with contextlib.ExitStack() as stack:
         if patch:
             try:
                 report = stack.enter_context(patched(model, unpad=unpad, fuse=fuse))
-                reports = {layer.name: layer for layer in report.layers}
+                reports = report.layers
             except PatchError as error:
                 notes.append(f"not patched: {error}")
         watch = _watch(model, batch)
@@ -153,7 +153,7 @@ def explain_model(
     attending = {_layer_of(name, layers) for name, _ in watch.calls} | set(layers)
     whole = [
         layer
-        for layer in reports.values()
+        for layer in reports
         if layer.name not in layers and any(_is_above(layer.name, name) for name in attending)
     ]
     paths = [
@@ -252,7 +252,7 @@ def _path(
     name: str,
     layers: dict[str, nn.Module],
     watch: _Watch,
-    reports: dict[str, LayerReport],
+    reports: Iterable[LayerReport],
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Returns attention, beside and reasons of a :class:`LayerPath`."""
     calls = [call for where, call in watch.calls if _layer_of(where, layers) == name]
@@ -260,8 +260,7 @@ def _path(
     if not attention:
         attention = [words for where, words in watch.stock if _layer_of(where, layers) == name]
     reasons = [reason for _, found in calls for reason in found]
-    if name in reports:
-        reasons.append(f"patch: {reports[name].what}: {reports[name].reason}")
+    reasons += [f"patch: {x.what}: {x.reason}" for x in reports if x.name == name]
     around = _around(name)
     beside = [words for where, words in watch.fused if around and _around(where) == around]
     return _once(attention) or ("none in this pass",), _once(beside), _once(reasons)

@@ -56,7 +56,10 @@ def test_a_patched_bert():
         "dropout_p",
     )
     assert first.beside == ("bias, dropout, residual and LayerNorm", "bias and GELU")
-    assert first.reasons == ("patch: replaced: runs fastattn.attention",)
+    assert first.reasons == (
+        "patch: replaced: runs fastattn.attention",
+        "patch: replaced: query, key and value are projected together",
+    )
     assert (second.attention, second.beside) == (first.attention, first.beside)
     assert "the first row of each of 3 sequences, 23 keys" in last.attention[0]
     text = str(explanation)

@@ -13,8 +13,8 @@ FIRST_ROWS = "first_rows"
 # Name -> what a report says of a layer that is served.
 FUSIONS = {
     QKV: "query, key and value are projected together",
-    LAYER_NORM: "bias, dropout, residual and LayerNorm in one operator, on the CPU",
-    GELU: "bias and GELU in one operator, on the CPU",
+    LAYER_NORM: "bias, dropout, residual and LayerNorm in one operator",
+    GELU: "bias and GELU in one operator",
     LINEAR: "its products on the faster of torch's kernel and ours, on the CPU",
     FIRST_ROWS: "computes the rows that the head reads: the first of each sequence",
 }
