@@ -156,9 +156,9 @@ struct Block {
   [[noreturn]] void report_deadlock();
 };
 
-// The block of this OS thread; null outside of kernels. A plain pointer in the thread's static
-// memory, as almost everything starts from it.
-extern __thread Block* current_block __attribute__((tls_model("initial-exec")));
+// The block of this OS thread; null outside of kernels. A plain pointer, without the check of an
+// initialiser, as almost everything starts from it.
+extern __thread Block* current_block;
 
 // What a lane finds when it goes on.
 struct Results {

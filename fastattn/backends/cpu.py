@@ -14,6 +14,7 @@ from fastattn.backends.native import as_rows as _as_rows
 from fastattn.backends.native import require_dtype as _require_dtype
 from fastattn.backends.native import rows_contiguous as _rows_contiguous
 from fastattn.backends.native import view as _view
+from fastattn.compiling import constant_for_the_compiler
 from fastattn.dropout import drop_threshold
 from fastattn.ops import checks
 from fastattn.reference import statistics_dtype
@@ -361,7 +362,7 @@ def peak(dtype: str, rounds: int, num_threads: int) -> int:
     return int(_C.cpu_peak(dtype, rounds, num_threads))
 
 
-@torch.compiler.assume_constant_result
+@constant_for_the_compiler
 def prefers_own_matmul() -> bool:
     """Whether our float32 matrix product is the faster one on this CPU."""
     return _C is not None and _C.cpu_prefers_own_matmul()

@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastattn import backends, dropout
+from fastattn.compiling import constant_for_the_compiler
 from fastattn.ops import attention as op
 from fastattn.ops import checks
 from fastattn.reference import statistics_dtype
@@ -154,7 +155,7 @@ def _either(*args: Any, **kwargs: Any) -> Tensor:
     return function(*args, **kwargs)
 
 
-@torch.compiler.assume_constant_result
+@constant_for_the_compiler
 def _routes_here() -> bool:
     return _is_routed.get()
 

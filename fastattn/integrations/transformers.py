@@ -29,6 +29,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from fastattn.compiling import constant_for_the_compiler
 from fastattn.errors import BackendError
 from fastattn.integrations.attention_weights import (
     attention_and_weights,
@@ -292,7 +293,7 @@ def register() -> None:
     _masking.AttentionMaskInterface.register(NAME, attention_mask)
 
 
-@torch.compiler.assume_constant_result
+@constant_for_the_compiler
 def _is_known_to_call(config_class: type) -> bool:
     """Whether models with this config are known to call :func:`attention_forward`.
 
@@ -351,7 +352,7 @@ def _refuse_foreign_graphs() -> None:
 
 
 # Within torch.export, is_in_onnx_export() itself is False wherever it is.
-@torch.compiler.assume_constant_result
+@constant_for_the_compiler
 def _makes_foreign_graph() -> bool:
     # A trace would also take the padding of its example for that of every batch.
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]

@@ -38,7 +38,7 @@ def run_python(code: str, *arguments: str, **environment: str) -> subprocess.Com
 
 def test_import_brings_in_torch_and_nothing_else_heavy() -> None:
     heavy = ["transformers", "typer", "rich", "pandas", "datasets", "accelerate", "sklearn"]
-    heavy += ["triton"]
+    heavy += ["triton", "torch._dynamo"]
     # What torch itself imports is not ours to answer for. Warnings from our modules are errors.
     code = (
         "import sys, torch; before = set(sys.modules); import fastattn; "

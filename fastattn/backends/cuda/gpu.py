@@ -8,7 +8,7 @@ import torch
 
 from fastattn.backends import cpu
 from fastattn.backends.cuda.kernels import Kernels
-from fastattn.backends.cuda.order import constant_for_the_compiler
+from fastattn.compiling import constant_for_the_compiler
 
 MIN_CAPABILITY = (7, 5)
 # Codes of the CUDA runtime (driver_types.h).

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import torch
+
+from fastattn.compiling import constant_for_the_compiler
 
 CUDA, TRITON = "cuda", "triton"
 
@@ -16,19 +15,6 @@ ORDER = (
     ((9, 0), (TRITON, CUDA)),
     ((0, 0), (CUDA, TRITON)),
 )
-
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def constant_for_the_compiler(function: Function) -> Function:
-    """Makes torch.compile call a function while it traces, and take the result as a constant.
-
-    It is what ``torch.compiler.assume_constant_result`` does, which would import all of the
-    compiler: 1.4 s at every import of fastattn (torch 2.13, 2026-11-24).
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 def order_for(capability: tuple[int, int]) -> tuple[str, str]:
