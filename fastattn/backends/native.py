@@ -1,4 +1,4 @@
-"""What the backends of the native module share: how a tensor is handed to C++."""
+"""What the backends share: how a tensor is handed to kernels."""
 
 from __future__ import annotations
 

@@ -38,11 +38,7 @@ _KNOWN = ("transformers.", "fastattn.patching.")
 
 def is_plain(module: Any, kind: type[nn.Module]) -> bool:
     """Whether calling a module does what its class says and nothing more."""
-    return (
-        type(module) is kind
-        and not is_watched(module)
-        and "forward" not in module.__dict__  # which accelerate wraps to move weights
-    )
+    return type(module) is kind and is_called_for_its_class(module)
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -59,7 +55,10 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def is_called_for_its_class(module: nn.Module) -> bool:
-    """Whether a call does what the module's class says: no hook sees it, no wrapper is in place."""
+    """Whether a call does what the module's class says: no hook sees it, no wrapper is in place.
+
+    Accelerate, for one, wraps ``forward`` to move weights.
+    """
     return not is_watched(module) and "forward" not in module.__dict__
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastattn.backends.native import rows_contiguous
 from fastattn.backends.triton import config, target
 from fastattn.backends.triton.arguments import Rows, Rule
 from fastattn.backends.triton.kernels.attention_bwd import delta_kernel, dkdv_kernel, dq_kernel
@@ -102,11 +103,6 @@ class _Call(NamedTuple):
         )
 
 
-def _rows_contiguous(tensor: Tensor) -> Tensor:
-    """The kernels read along head_dim with stride 1."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
 def _call(
     q: Tensor,
     k: Tensor,
@@ -166,7 +162,7 @@ def _call(
         threshold=drop_threshold(dropout_p),
         keep_scale=keep_scale(dropout_p),
     )
-    q, k, v = _rows_contiguous(q), _rows_contiguous(k), _rows_contiguous(v)
+    q, k, v = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
     return _Call(q, k, v, rule, cu_seqlens_q, cu_seqlens_k, batch_size, softmax_scale)
 
 
@@ -212,7 +208,7 @@ def attention_bwd(
 ) -> None:
     """Fills dq, dk, dv, and dbias if it is given."""
     call = _call(q, k, v, *options)
-    dout, out, lse = _rows_contiguous(dout), _rows_contiguous(out), lse.contiguous()
+    dout, out, lse = rows_contiguous(dout), rows_contiguous(out), lse.contiguous()
     delta = _delta(call, out, dout, dlse, lse)
     saved = {
         "dout": call.rows(dout),

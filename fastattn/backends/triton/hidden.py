@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastattn.backends.native import as_rows
 from fastattn.backends.triton.kernels.elementwise import (
     gelu_bwd_kernel,
     gelu_fwd_kernel,
@@ -24,12 +25,6 @@ _TILE = 1024
 _ELEMENTWISE_COLS = 256
 # Programs of a backward pass, each with its own sum over rows.
 _MAX_PARTS = 256
-
-
-def _as_rows(tensor: Tensor) -> Tensor:
-    """(..., columns) -> (rows, columns), with contiguous rows."""
-    rows = tensor.reshape(-1, tensor.shape[-1])
-    return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 
 
 def _row_tile(columns: int) -> dict[str, int]:
@@ -84,7 +79,7 @@ def layer_norm_fwd(
     dropout_p: float,
 ) -> None:
     """Fills out, contiguous and like residual, and mean and rstd, one number for each row."""
-    x, residual = _as_rows(x), _as_rows(residual)
+    x, residual = as_rows(x), as_rows(residual)
     tile = _row_tile(x.shape[1])
     arguments = {
         "out": out,
@@ -122,7 +117,7 @@ def layer_norm_bwd(
     dropout_p: float,
 ) -> None:
     """Fills the gradients. dx is None where it would be equal to dresidual."""
-    x, residual, dout = _as_rows(x), _as_rows(residual), _as_rows(dout)
+    x, residual, dout = as_rows(x), as_rows(residual), as_rows(dout)
     tile = _row_tile(x.shape[1])
     parts = min(_tiles(x, tile)[0], _MAX_PARTS)
     dvectors = weight.new_empty((3, parts, x.shape[1]))
@@ -152,7 +147,7 @@ def layer_norm_bwd(
 
 def gelu_fwd(out: Tensor, x: Tensor, bias: Tensor | None) -> None:
     """Fills out, contiguous and of the shape and dtype of x."""
-    x = _as_rows(x)
+    x = as_rows(x)
     tile = _elementwise_tile(x.shape[1])
     arguments = {
         "out": out,
@@ -169,7 +164,7 @@ def gelu_bwd(
     dx: Tensor, dbias: Tensor | None, dout: Tensor, x: Tensor, bias: Tensor | None
 ) -> None:
     """Fills dx, contiguous and of the shape and dtype of x, and dbias if it is given."""
-    x, dout = _as_rows(x), _as_rows(dout)
+    x, dout = as_rows(x), as_rows(dout)
     tile = _elementwise_tile(x.shape[1])
     row_tiles, col_tiles = _tiles(x, tile)
     # Only a sum over rows asks for programs that take more than one tile.
@@ -193,7 +188,7 @@ def gelu_bwd(
 
 def hidden_dropout(out: Tensor, x: Tensor, seed: Tensor, dropout_p: float) -> None:
     """Fills out, contiguous and of the shape and dtype of x."""
-    x = _as_rows(x)
+    x = as_rows(x)
     tile = _elementwise_tile(x.shape[1])
     arguments = {
         "out": out,
