@@ -42,10 +42,17 @@ _DTYPES = (torch.float32, torch.bfloat16)
 _CUDA_DTYPES = (torch.float16, torch.bfloat16)
 
 
+def _device_of(name: str) -> str:
+    """Where the tensors of a backend lie."""
+    if name == triton.NAME:
+        return "cuda" if torch.cuda.is_available() else "xpu"
+    return "cuda" if name == CUDA.NAME else "cpu"
+
+
 def run() -> Iterator[Result]:
     """Yields the result of each check as it is done."""
     for name in backends.NAMES:
-        device = "cuda" if name in ("cuda", "triton") else "cpu"
+        device = _device_of(name)
         reason = None if name == backends.REFERENCE else backends.get(name).unavailable_reason()
         if name == triton.NAME and triton.INTERPRETED:
             reason = "TRITON_INTERPRET is set, which is for tests"

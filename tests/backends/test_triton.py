@@ -125,11 +125,43 @@ def test_other_devices_are_refused():
 def test_old_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(triton, "INTERPRETED", False)
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    reason = "the GPU must have compute capability 8.0 or newer, got 7.5"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
+    reason = "the GPU must have compute capability 7.5 or newer, got 7.0"
     assert triton.device_reasons("cuda") == [reason]
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     assert triton.device_reasons("cuda") == []
+
+
+@pytest.mark.parametrize(
+    ("where", "largest"),
+    [
+        (target.Target("cuda", "sm_75"), 128),
+        (target.Target("cuda", "sm_89"), 256),
+        (target.Target("hip", "gfx1100"), 256),
+        (target.Target("xpu", "xpu"), 256),
+    ],
+)
+def test_head_dim_is_limited_by_the_table_of_the_gpu(monkeypatch, where, largest):
+    monkeypatch.setattr(triton, "INTERPRETED", False)
+    monkeypatch.setattr(triton, "_architecture_reasons", lambda device_type: [])
+    monkeypatch.setattr(target, "of", lambda device: where)
+    call = INTERPRETED_CALL._replace(
+        device_type="xpu" if where.kind == "xpu" else "cuda", head_dim=largest
+    )
+    assert triton.unsupported_reasons(call) == []
+    reason = f"head_dim must be at most {largest}, got {largest + 1}"
+    assert triton.unsupported_reasons(call._replace(head_dim=largest + 1)) == [reason]
+
+
+def test_intel_gpus_are_tried(monkeypatch):
+    """Triton serves them; which chip it is makes no difference here."""
+    monkeypatch.setattr(triton, "INTERPRETED", False)
+    monkeypatch.setattr(target, "INTERPRETED", False)
+    assert triton.device_reasons("xpu") == []
+    assert target.of(torch.device("xpu", 0)) == target.Target("xpu", "xpu")
+    call = INTERPRETED_CALL._replace(device_type="xpu")
+    monkeypatch.setattr(triton, "unavailable_reason", lambda: None)
+    assert backends.select(call) == triton.NAME
 
 
 @pytest.mark.skipif(not triton.INTERPRETED, reason="kernels run on a GPU")
@@ -169,7 +201,9 @@ def test_hidden_operators_refuse_with_a_reason():
         (target.Target("cuda", "sm_90"), "highest", "", "ieee"),
         (target.Target("cuda", "sm_90"), "high", "", "tf32"),
         (target.Target("cuda", "sm_90"), "highest", "tf32x3", "tf32x3"),
+        (target.Target("cuda", "sm_75"), "high", "tf32", "ieee"),
         (target.Target("hip", "gfx942"), "high", "tf32", "ieee"),
+        (target.Target("xpu", "xpu"), "high", "tf32", "ieee"),
         (target.INTERPRETER, "high", "tf32", "ieee"),
     ],
 )
@@ -188,7 +222,7 @@ def test_every_target_has_every_configuration(name):
     where = target.Target("hip" if name.startswith("gfx") else "cuda", name)
     for kind in config.table_of(where):
         for kernel in config.KERNELS:
-            for block_d in (16, 32, 64, 128, 256):
+            for block_d in (16, 32, 64, 128, 256)[: 4 if name == "sm_75" else 5]:
                 chosen = config.config_of(where, kernel, kind, block_d)
                 # The dropout rule's tiles, and what a tensor core takes.
                 assert chosen.block_m % 16 == 0 and chosen.block_n % 16 == 0

@@ -10,7 +10,7 @@ CUDA, TRITON = "cuda", "triton"
 
 # From this compute capability on, newest first. 2026-11-24: not measured yet. From sm_90 on what
 # Triton compiles has instructions (wgmma, tcgen05) that our mma.sync kernels do not use; before
-# it both use the same ones, and Triton serves nothing older than sm_80.
+# it both use the same ones, and on sm_75 Triton uses none.
 ORDER = (
     ((9, 0), (TRITON, CUDA)),
     ((0, 0), (CUDA, TRITON)),

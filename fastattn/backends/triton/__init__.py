@@ -29,17 +29,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastattn.backends.triton import target
+from fastattn.backends.triton import config, target
 
 if TYPE_CHECKING:
     from fastattn.backends import Call, HiddenCall
 
 NAME = "triton"
 INTERPRETED = target.INTERPRETED
-MAX_HEAD_DIM = 256
 MAX_HIDDEN_SIZE = 4096  # a row is held in registers
 MIN_VERSION = (3, 4)
-MIN_CAPABILITY = (8, 0)  # of NVIDIA GPUs: for older ones Triton has no matrix instructions
+MIN_CAPABILITY = (7, 5)  # of NVIDIA GPUs
+GPU_TYPES = ("cuda", "xpu")  # torch's names: NVIDIA's and AMD's, Intel's
 # The distributions that bring the module; torch's own builds for some GPUs have another name.
 _DISTRIBUTIONS = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-windows")
 
@@ -72,8 +72,10 @@ _version_reason = version_reason(_installed_version())
 
 def unavailable_reason() -> str | None:
     """Returns why the backend cannot run on this machine, or None."""
-    if _version_reason is not None or INTERPRETED or torch.cuda.is_available():
+    if _version_reason is not None or INTERPRETED:
         return _version_reason
+    if torch.cuda.is_available() or torch.xpu.is_available():
+        return None
     return "torch sees no GPU"
 
 
@@ -82,17 +84,20 @@ def unsupported_reasons(call: Call) -> list[str]:
     reasons = device_reasons(call.device_type)
     if call.dtype == torch.float64:
         reasons.append("float64 is not supported")
-    if call.head_dim > MAX_HEAD_DIM:
-        reasons.append(f"head_dim must be at most {MAX_HEAD_DIM}, got {call.head_dim}")
+    largest = config.max_head_dim(_target(call.device_type))
+    if call.head_dim > largest:
+        reasons.append(f"head_dim must be at most {largest}, got {call.head_dim}")
     return reasons
 
 
 def device_reasons(device_type: str) -> list[str]:
     """Returns why tensors of a device cannot be served."""
-    if device_type == ("cpu" if INTERPRETED else "cuda"):
-        return [] if INTERPRETED else _architecture_reasons()
     if INTERPRETED:
+        if device_type == "cpu":
+            return []
         return [f"tensors must be on the CPU under TRITON_INTERPRET=1, got {device_type}"]
+    if device_type in GPU_TYPES:
+        return _architecture_reasons(device_type)
     return [f"tensors must be on a GPU, got {device_type}"]
 
 
@@ -106,9 +111,16 @@ def hidden_reasons(call: HiddenCall) -> list[str]:
     return reasons
 
 
-def _architecture_reasons() -> list[str]:
-    # A trace of torch.compile asks no device; such a call is slow, not wrong.
-    if torch.version.hip is not None or torch.compiler.is_compiling():
+def _target(device_type: str) -> target.Target:
+    """Returns what tensors of a device run on; a common one where no device can be asked."""
+    # A trace of torch.compile asks none.
+    if device_type not in GPU_TYPES or torch.compiler.is_compiling():
+        return target.INTERPRETER
+    return target.of(torch.device(device_type))
+
+
+def _architecture_reasons(device_type: str) -> list[str]:
+    if device_type == "xpu" or torch.version.hip is not None or torch.compiler.is_compiling():
         return []
     capability = torch.cuda.get_device_capability()
     if capability >= MIN_CAPABILITY:

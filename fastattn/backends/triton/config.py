@@ -6,8 +6,10 @@ outlives the process and which processes share.
 
 No entry has been measured on a GPU yet. They are chosen so that every one compiles for its
 architecture within its shared memory, and for 16-bit elements without spilling registers, whatever
-the options; ``tests/backends/test_triton_compile.py`` checks that. Some float32 kernels of large
-head_dim spill a few hundred bytes. Sizes change speed and rounding, never meaning.
+the options; ``tests/backends/test_triton_compile.py`` checks that. Some float32 kernels spill 8 to
+24 bytes where the compiler keeps registers few to run more programs at once, and those of head_dim
+256 a few hundred: a product without tensor cores keeps whole rows in registers. Sizes change speed
+and rounding, never meaning.
 """
 
 from __future__ import annotations
@@ -50,6 +52,20 @@ _SM_80: _Table = {
         "dkdv": {64: Config(32, 32, 8, 1), 128: Config(16, 16, 8, 1), 256: Config(16, 16, 8, 1)},
         "dq": {64: Config(32, 32, 8, 1), 128: Config(32, 16, 8, 1), 256: Config(16, 16, 8, 1)},
         "dbias": {64: Config(32, 16, 8, 1), 128: Config(16, 16, 8, 1), 256: Config(16, 16, 8, 1)},
+    },
+}
+
+# Triton has no matrix instructions for sm_75: 16-bit elements are multiplied one by one as well.
+_SM_75: _Table = {
+    HALF: {
+        "fwd": {64: Config(32, 32, 8, 1), 128: Config(64, 16, 8, 1)},
+        "dkdv": {64: Config(32, 32, 8, 1), 128: Config(16, 16, 8, 1)},
+        "dq": {64: Config(32, 32, 8, 1), 128: Config(16, 16, 8, 1)},
+        "dbias": {64: Config(32, 16, 8, 1), 128: Config(16, 16, 8, 1)},
+    },
+    IEEE: {
+        kernel: {head_dim: sizes for head_dim, sizes in by_head_dim.items() if head_dim <= 128}
+        for kernel, by_head_dim in _SM_80[IEEE].items()
     },
 }
 
@@ -112,6 +128,7 @@ _INTERPRETER: _Table = {
 }
 
 TABLES = {
+    "sm_75": _SM_75,
     "sm_80": _SM_80,
     "sm_86": _SM_86,
     "sm_90": _SM_90,
@@ -120,7 +137,14 @@ TABLES = {
     "interpreter": _INTERPRETER,
 }
 # KiB that one program may use.
-SHARED_MEMORY_KIB = {"sm_80": 163, "sm_86": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
+SHARED_MEMORY_KIB = {
+    "sm_75": 64,
+    "sm_80": 163,
+    "sm_86": 99,
+    "sm_90": 227,
+    "sm_100": 227,
+    "gfx942": 64,
+}
 
 
 def table_of(target: Target) -> _Table:
@@ -128,6 +152,11 @@ def table_of(target: Target) -> _Table:
     if target.name in TABLES:
         return TABLES[target.name]
     return _GFX9 if target.kind == "hip" else _SM_86
+
+
+def max_head_dim(target: Target) -> int:
+    """Returns the largest head_dim that the table of a target has sizes for."""
+    return max(table_of(target)[HALF]["fwd"])
 
 
 def config_of(target: Target, kernel: str, kind: str, block_d: int) -> Config:

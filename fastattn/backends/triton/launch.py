@@ -36,8 +36,7 @@ def launch(
     if _recorder is not None:
         _recorder(Launch(kernel, arguments, num_warps, num_stages))
     elif 0 not in grid:
-        guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-        with guard:
+        with _current(device):
             kernel[grid](
                 **arguments,
                 num_warps=num_warps,
@@ -45,6 +44,13 @@ def launch(
                 # Its default depends on Triton's version, and results should not.
                 enable_fp_fusion=True,
             )
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Within it, a GPU is the current one of its kind, which is where Triton launches."""
+    if device.type == "cpu":  # the interpreter's tensors
+        return contextlib.nullcontext()
+    return torch.get_device_module(device).device(device)
 
 
 @contextlib.contextmanager

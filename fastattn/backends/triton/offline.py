@@ -32,6 +32,7 @@ from fastattn.backends.triton.launch import Launch, recorded
 from fastattn.backends.triton.target import Target
 
 TARGETS = {
+    "sm_75": Target("cuda", "sm_75"),
     "sm_80": Target("cuda", "sm_80"),
     "sm_86": Target("cuda", "sm_86"),
     "sm_90": Target("cuda", "sm_90"),
@@ -136,7 +137,8 @@ def launches(target: Target, everything: bool) -> Iterator[tuple[str, Launch]]:
     """Yields what calls launch on a target, and the names of the calls."""
     kinds = config.table_of(target) if everything else [config.HALF]
     variants = VARIANTS if everything else ["bert"]
-    head_dims = HEAD_DIMS if everything else HEAD_DIMS[:1]
+    head_dims = [x for x in HEAD_DIMS if x <= config.max_head_dim(target)]
+    head_dims = head_dims if everything else head_dims[:1]
     hidden_sizes = HIDDEN_SIZES if everything else HIDDEN_SIZES[:1]
     for kind in kinds:
         dtype = _KINDS[kind]

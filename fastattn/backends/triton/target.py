@@ -13,7 +13,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "
 
 
 class Target(NamedTuple):
-    """An architecture as its maker names it: "cuda" and "sm_90", "hip" and "gfx942"."""
+    """An architecture as its maker names it: "cuda" and "sm_90", "hip" and "gfx942", "xpu"."""
 
     kind: str
     name: str
@@ -27,7 +27,9 @@ def of(device: torch.device) -> Target:
     """Returns the target of a device's tensors."""
     if _offline is not None:
         return _offline
-    return INTERPRETER if INTERPRETED else _of_gpu(device.index)
+    if INTERPRETED:
+        return INTERPRETER
+    return Target("xpu", "xpu") if device.type == "xpu" else _of_gpu(device.index)
 
 
 @functools.cache
@@ -51,7 +53,7 @@ def float32_precision(target: Target) -> str:
 
     Triton's variable TRITON_F32_DEFAULT ("ieee", "tf32", "tf32x3") goes before it.
     """
-    if target.kind != "cuda":
+    if target.kind != "cuda" or target.name == "sm_75":
         return "ieee"
     wish = os.environ.get("TRITON_F32_DEFAULT", "")
     if wish in ("ieee", "tf32", "tf32x3"):
