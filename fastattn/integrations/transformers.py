@@ -77,8 +77,7 @@ def attention_forward(
         query: (batch, num_heads, seqlen_q, head_dim).
         key: (batch, num_heads_kv, seqlen_k, head_dim), not repeated for grouped heads.
         value: the shape of key.
-        attention_mask: as in :func:`attention_of_rows`; with a PackedLayout the batch is one.
-        **options: those of :func:`attention_of_rows`.
+        attention_mask, **options: as in :func:`attention_of_rows`.
 
     Returns:
         (batch, seqlen_q, num_heads, head_dim) and the weights, (batch, num_heads, seqlen_q,
@@ -87,13 +86,23 @@ def attention_forward(
     Raises:
         ValueError, BackendError: as :func:`attention_of_rows` does.
     """
-    if isinstance(attention_mask, PackedLayout):
-        q, k, v = query[0], key[0], value[0]
-        q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
-        out, weights = attention_of_rows(module, q, k, v, attention_mask, **options)
-        return out[None], weights
     q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    return attention_of_rows(module, q, k, v, attention_mask, **options)
+    return attention_of_batch(module, q, k, v, attention_mask, **options)
+
+
+def attention_of_batch(
+    module: torch.nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention_mask: Tensor | PackedLayout | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`attention_of_rows` where q, k and v have a batch, of one with a PackedLayout."""
+    if not isinstance(attention_mask, PackedLayout):
+        return attention_of_rows(module, q, k, v, attention_mask, **options)
+    out, weights = attention_of_rows(module, q[0], k[0], v[0], attention_mask, **options)
+    return out[None], weights
 
 
 def attention_of_rows(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
-from fastattn.integrations.transformers import NAME, attention_forward
+from fastattn.integrations.transformers import NAME, attention_of_batch
 from fastattn.modules.combined import Mixin, is_a
 from fastattn.modules.fused import (
     add_norm,
@@ -66,10 +66,8 @@ class FusedBartAttention(Mixin):
     ) -> tuple[Tensor, Tensor | None]:
         """Attention without the projection of its output, (batch, seqlen, hidden), and weights."""
         projected = products((self.q_proj, self.k_proj, self.v_proj), hidden_states)
-        query, key, value = (
-            x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in projected
-        )
-        out, weights = attention_forward(
+        query, key, value = (x.unflatten(-1, (-1, self.head_dim)) for x in projected)
+        out, weights = attention_of_batch(
             self,
             query,
             key,

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastattn.integrations.transformers import attention_forward
+from fastattn.integrations.transformers import attention_of_batch
 from fastattn.modules.bert import dropout_p, split_heads
 from fastattn.modules.combined import Mixin
 from fastattn.modules.distances import UnpaddedDistancesEncoder
@@ -64,11 +64,11 @@ class ServedDisentangledAttention(Mixin):
         if isinstance(mask, Tensor):
             query, bias = _masked(query, bias, mask.bool())
             mask = None
-        out, weights = attention_forward(
+        out, weights = attention_of_batch(
             self,
-            query.transpose(1, 2),
-            key.transpose(1, 2),
-            value.transpose(1, 2),
+            query,
+            key,
+            value,
             mask,
             dropout=dropout_p(self),
             # The stock layer divides by the root's float32, in models of float64 too.

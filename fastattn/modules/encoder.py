@@ -17,12 +17,10 @@ from fastattn.modules.combined import Mixin, is_a
 from fastattn.modules.fused import is_watched
 from fastattn.ops.padding import (
     PackedLayout,
-    compiled_layout,
     dense_layout,
     gather_rows,
-    has_gaps,
     is_sequences_mask,
-    packed_layout,
+    layout_of_mask,
     packed_rows,
     pad_input,
     sequences_layout,
@@ -89,18 +87,12 @@ class UnpaddedEncoder(Mixin):
         mask = self._padding_mask(attention_mask, hidden_states, kwargs)
         has_padding, layout = False, None
         if mask is not None:
-            if torch.compiler.is_compiling():
-                has_padding = True
-                layout = compiled_layout(
-                    mask,
-                    starts=self.first_row_is_read,
-                    not_empty=only_first_rows,
-                    no_gaps=self.keeps_distances,
-                )
-            else:
-                has_padding, layout = layout_of_mask(
-                    mask, self.first_row_is_read, self.keeps_distances
-                )
+            has_padding, layout = layout_of_mask(
+                mask,
+                starts=self.first_row_is_read,
+                not_empty=only_first_rows,
+                no_gaps=self.keeps_distances,
+            )
             layout = None if keep_padding else layout
         # A bias by distance is smaller for packed sequences, even where nothing is removed.
         is_worth_it = only_first_rows or self.keeps_distances
@@ -233,23 +225,3 @@ class FirstRowsLayer(Mixin):
         rows = gather_rows(tokens, layout.first_rows)
         context = self.attend(rows, tokens, layout, **kwargs)
         return self.finish(context[None], rows[None])
-
-
-def layout_of_mask(
-    mask: Tensor, first_row_is_read: bool, keeps_distances: bool
-) -> tuple[bool, PackedLayout | None]:
-    """Returns whether there is padding, and the layout without it if it is to be removed.
-
-    What depends on the mask's values is here, in one place. A compiler, which cannot trace it, has
-    compiled_layout instead.
-    """
-    layout = packed_layout(mask)
-    if layout.total == mask.numel():
-        return False, None
-    if layout.total == 0:
-        return True, None  # the stock layers cannot reshape zero rows
-    if first_row_is_read and bool((mask.any(dim=1) & ~mask[:, 0]).any()):
-        return True, None
-    if keeps_distances and has_gaps(mask):
-        return True, None
-    return True, layout

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.esm import modeling_esm
 
-from fastattn.integrations.transformers import NAME, attention_forward
+from fastattn.integrations.transformers import NAME, attention_of_batch
 from fastattn.modules.bert import attend_first_rows, dropout_p, split_heads
 from fastattn.modules.combined import Mixin
 from fastattn.modules.encoder import FirstRowsLayer
@@ -58,11 +58,11 @@ class FusedEsmSelfAttention(Mixin):
         query, key, value = (split_heads(self, x) for x in projected)
         query = self._rotated(self._scaled(query), position_embeddings)
         key = self._rotated(key, position_embeddings)
-        out, weights = attention_forward(
+        out, weights = attention_of_batch(
             self,
-            query.transpose(1, 2),
-            key.transpose(1, 2),
-            value.transpose(1, 2),
+            query,
+            key,
+            value,
             attention_mask,
             dropout=dropout_p(self),
             scaling=self.scaling,

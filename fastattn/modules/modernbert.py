@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers.models.modernbert import modeling_modernbert
 
-from fastattn.integrations.transformers import NAME, attention_forward
+from fastattn.integrations.transformers import NAME, attention_of_batch
 from fastattn.modules.combined import Mixin
 from fastattn.modules.fused import applied
 from fastattn.ops.padding import PackedLayout
@@ -43,11 +43,11 @@ class FusedModernBertAttention(Mixin):
         query, key, value = qkv.unbind(dim=-3)
         cos, sin = position_embeddings
         query, key = modeling_modernbert.apply_rotary_pos_emb(query, key, cos, sin, unsqueeze_dim=2)
-        out, weights = attention_forward(
+        out, weights = attention_of_batch(
             self,
-            query.transpose(1, 2),
-            key.transpose(1, 2),
-            value.transpose(1, 2),
+            query,
+            key,
+            value,
             attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.head_dim**-0.5,

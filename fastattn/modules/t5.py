@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from fastattn.integrations.transformers import NAME, attention_forward
+from fastattn.integrations.transformers import NAME, attention_of_batch
 from fastattn.modules.combined import Mixin
 from fastattn.modules.fused import applied, products
 from fastattn.ops.padding import PackedLayout
@@ -47,13 +47,11 @@ class FusedT5Attention(Mixin):
                 hidden_states, mask, key_value_states, position_bias, past_key_values, **kwargs
             )
         projected = products((self.q, self.k, self.v), hidden_states)
-        query, key, value = (
-            x.unflatten(-1, (-1, self.key_value_proj_dim)).transpose(1, 2) for x in projected
-        )
+        query, key, value = (x.unflatten(-1, (-1, self.key_value_proj_dim)) for x in projected)
         if position_bias is None:
             seqlen = hidden_states.shape[1]
             position_bias = self.compute_bias(seqlen, seqlen, device=hidden_states.device)
-        out, weights = attention_forward(
+        out, weights = attention_of_batch(
             self,
             query,
             key,

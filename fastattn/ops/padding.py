@@ -74,6 +74,34 @@ def packed_layout(attention_mask: Tensor) -> PackedLayout:
     return PackedLayout(indices, cu_seqlens, longest, shortest, batch_size, seqlen)
 
 
+def layout_of_mask(
+    mask: Tensor, *, starts: bool, no_gaps: bool, not_empty: bool = False
+) -> tuple[bool, PackedLayout | None]:
+    """Returns whether a batch has padding, and the layout without it if it can be removed.
+
+    Args:
+        mask: (batch, seqlen) bool, True = token.
+        starts: whether the first row of a sequence is read even where it is padding.
+        no_gaps: whether tokens must be as far apart without padding as with it.
+        not_empty: whether a graph that is being compiled may count on a token in each sequence.
+
+    What depends on the mask's values is here, in one place. A compiler cannot trace it: its graph
+    takes every batch as one with padding, and refuses what could not be packed.
+    """
+    if torch.compiler.is_compiling():
+        return True, compiled_layout(mask, starts=starts, not_empty=not_empty, no_gaps=no_gaps)
+    layout = packed_layout(mask)
+    if layout.total == mask.numel():
+        return False, None
+    if layout.total == 0:
+        return True, None  # the stock layers cannot reshape zero rows
+    if starts and bool((mask.any(dim=1) & ~mask[:, 0]).any()):
+        return True, None
+    if no_gaps and has_gaps(mask):
+        return True, None
+    return True, layout
+
+
 def compiled_layout(
     attention_mask: Tensor, *, starts: bool, not_empty: bool, no_gaps: bool
 ) -> PackedLayout:

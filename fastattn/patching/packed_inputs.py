@@ -18,10 +18,8 @@ from fastattn.integrations.transformers import NAME
 from fastattn.modules.encoder import CU_SEQLENS, KEEP_PADDING
 from fastattn.ops.padding import (
     PackedLayout,
-    compiled_layout,
     dense_layout,
-    has_gaps,
-    packed_layout,
+    layout_of_mask,
     packed_rows,
     pad_input,
 )
@@ -76,33 +74,17 @@ class PackInputs:
             return dense_layout(tokens)
         if not isinstance(mask, Tensor) or mask.shape != tokens.shape[:2]:
             return None
-        return _layout_of_mask(mask, self.first_row_is_read, keep_padding)
+        has_padding, layout = layout_of_mask(
+            mask if mask.dtype == torch.bool else mask != 0,
+            starts=self.first_row_is_read,
+            no_gaps=True,  # a window measures distances
+        )
+        if not has_padding:
+            return dense_layout(tokens)
+        return None if keep_padding else layout
 
 
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
-
-
-def _layout_of_mask(
-    mask: Tensor, first_row_is_read: bool, keep_padding: bool
-) -> PackedLayout | None:
-    """Returns the layout of a padded batch, or None if its padding stays.
-
-    What depends on the mask's values is here, in one place. A compiler cannot trace it, and has
-    compiled_layout instead.
-    """
-    mask = mask if mask.dtype == torch.bool else mask != 0
-    if torch.compiler.is_compiling():
-        if keep_padding:
-            return None
-        return compiled_layout(mask, starts=first_row_is_read, not_empty=False, no_gaps=True)
-    layout = packed_layout(mask)
-    if layout.total == mask.numel():
-        return layout
-    if keep_padding or layout.total == 0:
-        return None
-    if first_row_is_read and bool((mask.any(dim=1) & ~mask[:, 0]).any()):
-        return None
-    return None if has_gaps(mask) else layout  # a window measures distances
 
 
 def pad_outputs(

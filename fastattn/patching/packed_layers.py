@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from fastattn.integrations.transformers import NAME
-from fastattn.modules.encoder import KEEP_PADDING, layout_of_mask
-from fastattn.ops.padding import PackedLayout, compiled_layout, packed_rows, pad_input
+from fastattn.modules.encoder import KEEP_PADDING
+from fastattn.ops.padding import PackedLayout, layout_of_mask, packed_rows, pad_input
 from fastattn.patching.arguments import argument
 from fastattn.patching.changes import has_hook, keep_hook
 
@@ -48,22 +48,15 @@ class FindLayout:
         fits = isinstance(mask, Tensor) and tokens is not None and mask.shape == tokens.shape[:2]
         if keep_padding or not fits or body.config._attn_implementation != NAME:
             return args, kwargs
-        layout = self._layout(mask if mask.dtype == torch.bool else mask != 0)
+        _, layout = layout_of_mask(
+            mask if mask.dtype == torch.bool else mask != 0,
+            starts=self.first_row_is_read,
+            no_gaps=self.keeps_distances,
+        )
         if layout is None:
             return args, kwargs
         # The mask stays: a body that kept its keywords to itself would still mask its padding.
         return args, {**kwargs, LAYOUT: layout}
-
-    def _layout(self, mask: Tensor) -> PackedLayout | None:
-        """Returns the layout to pack rows by, or None if they stay as they are."""
-        if torch.compiler.is_compiling():
-            return compiled_layout(
-                mask,
-                starts=self.first_row_is_read,
-                not_empty=False,
-                no_gaps=self.keeps_distances,
-            )
-        return layout_of_mask(mask, self.first_row_is_read, self.keeps_distances)[1]
 
 
 @dataclass(frozen=True)
