@@ -1,10 +1,9 @@
 """What the compilers make of the Triton kernels, for GPUs that are not there.
 
 No register of a kernel of 16-bit elements is spilled, shared memory is enough, and products run on
-the matrix units. Float32 kernels of large head_dim may spill a little: products without tensor
-cores keep whole rows in registers, and smaller tiles than theirs there are not. By default
-for the configuration that BERT trains with; FASTATTN_TEST_ALL_TRITON=1 takes every one, which is
-some minutes for each target.
+the matrix units. Float32 kernels may spill a little, as ``config.py`` says. By default for the
+configuration that BERT trains with; FASTATTN_TEST_ALL_TRITON=1 takes every one, which is some
+minutes for each target.
 """
 
 from __future__ import annotations
@@ -28,7 +27,9 @@ pytestmark = pytest.mark.skipif(
 ALL = os.environ.get("FASTATTN_TEST_ALL_TRITON", "0") not in ("", "0")
 TARGETS = ("sm_75", "sm_80", "sm_90", "sm_100", "gfx942", *(["sm_86"] if ALL else []))
 MAX_SECONDS = 20.0  # for one kernel; far above what a free core needs
-MAX_SPILLED_FLOAT32 = 512  # bytes of a thread
+# Bytes of a thread, of float32 kernels; and of the one that keeps two whole rows of 256 there.
+MAX_SPILLED_FLOAT32 = 24
+MAX_SPILLED = {("dkdv_kernel", "ieee, head_dim 256"): 328}
 # What has no product, or whose products are float32 without tensor cores.
 NO_PRODUCTS = ("delta", "key_ends", "layer_norm", "gelu", "hidden")
 
@@ -56,6 +57,13 @@ def compiled_for(target: str, cache: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
+def may_spill(kernel: dict[str, Any]) -> int:
+    if kernel["case"].startswith("half") or kernel["target"] == "gfx942":
+        return 0
+    case = kernel["case"].rpartition(",")[0]
+    return MAX_SPILLED.get((kernel["kernel"], case), MAX_SPILLED_FLOAT32)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_compiles_without_spills_and_with_matrix_instructions(target, compiler_cache):
     kernels = compiled_for(target, compiler_cache)
@@ -63,7 +71,7 @@ def test_compiles_without_spills_and_with_matrix_instructions(target, compiler_c
     assert {"attention_fwd_kernel", "dkdv_kernel", "dq_kernel", "layer_norm_bwd_kernel"} <= names
     faults = []
     for kernel in kernels:
-        if kernel["spilled"] > (0 if kernel["case"].startswith("half") else MAX_SPILLED_FLOAT32):
+        if kernel["spilled"] > may_spill(kernel):
             faults.append(("spills", kernel))
         if kernel["shared_memory"] > config.SHARED_MEMORY_KIB[target] * 1024:
             faults.append(("shared memory", kernel))
