@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import fastattn
 from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.model import ATTENTION_DROPOUTS, HIDDEN_DROPOUTS
 from fastattn.finetune.tasks.base import Encoded, Task
 from fastattn.finetune.training import choose_device
 
@@ -138,7 +139,9 @@ def _logit_difference(models: dict[str, nn.Module], batch: Batch) -> float:
     return float((stock - ours).abs().max())
 
 
-def _dropout(model: Any) -> Sequence[float] | None:
+def _dropout(model: Any) -> Sequence[float]:
     """The dropout of hidden states and of attention weights."""
-    names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-    return [getattr(model.config, name, 0.0) for name in names]
+    return [
+        next((getattr(model.config, name) for name in names if hasattr(model.config, name)), 0.0)
+        for names in (HIDDEN_DROPOUTS, ATTENTION_DROPOUTS)
+    ]

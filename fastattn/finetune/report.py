@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.tasks import DEFAULT_TASK
 from fastattn.finetune.tasks.base import Task, TaskData
 
 
@@ -143,11 +144,15 @@ Saved in {folder}: the model and its tokenizer, metrics.json, run.json.
 What to type next (activate the environment first if there is one: . .venv/bin/activate)
   Use it, with plain Transformers:
     python -c "{usage}"
-  Train on your own data, a CSV file with the columns text and label:
-    fastattn finetune --data reviews.csv --output runs/mine
+  Train on your own data, a CSV file with {task.columns}:
+    fastattn finetune{_task_option(task)} --data mine.csv --output runs/mine
   See all settings, check this installation, run the tests (in the source folder):
     fastattn finetune --help
     fastattn check
     make test
   Go on with this run for longer:
     fastattn finetune --resume --output {where} --epochs 2"""
+
+
+def _task_option(task: Task) -> str:
+    return "" if task.name == DEFAULT_TASK else f" --task {task.name}"
