@@ -26,13 +26,17 @@ from transformers import (
 )
 
 from fastattn.data import PACKAGED_IMDB, load
+from fastattn.finetune import model as models
 from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.defaults import FRESH_MODELS
 from fastattn.finetune.tasks.base import Baseline, Encoded, Example, Scorer, Task, TaskData
 from fastattn.finetune.tasks.rows import read_rows, split_rows
 
 _IGNORED = -100
+# Classes with a head for masked tokens.
+_HEADS = ("ForMaskedLM", "ForPreTraining")
 # Of the packaged reviews, where the settings do not say: some two minutes on two cores.
-_PACKAGED_SIZES = {"train_size": 1_500, "validation_size": 50, "test_size": 200}
+_PACKAGED_SIZES = {"train_size": 600, "validation_size": 20, "test_size": 100}
 
 
 class MaskingCollator:
@@ -134,7 +138,16 @@ class MaskedLM(Task):
     def load_model(
         self, source: str, tokenizer: Any, data: TaskData, config: FinetuneConfig
     ) -> Any:
+        if source in FRESH_MODELS:
+            return super().load_model(source, tokenizer, data, config)
+        # Loading names the model for what it becomes.
+        heads = models.load_config(source, config, self.auto_model, []).architectures or ()
         model = super().load_model(source, tokenizer, data, config)
+        if not any(name.endswith(_HEADS) for name in heads):
+            data.report["notes"].append(
+                "the model has no head for masked tokens: a new one is learned, whose last layer "
+                "is the word embeddings"
+            )
         return model
 
     def encode(
