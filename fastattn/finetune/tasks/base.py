@@ -46,11 +46,18 @@ class Encoded(torch.utils.data.Dataset):
     """Examples as the model reads them: token ids, cut to a length; padding is the collator's.
 
     An example may become several features (long passages) and features may belong to none.
+    ``notes`` say what of the examples the features lack, for people.
     """
 
-    def __init__(self, examples: Sequence[Example], features: list[dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        features: list[dict[str, Any]],
+        notes: Sequence[str] = (),
+    ) -> None:
         self.examples = examples
         self.features = features
+        self.notes = notes
 
     def __len__(self) -> int:
         return len(self.features)
@@ -68,7 +75,10 @@ class Task(ABC):
 
     name: ClassVar[str]
     examples: ClassVar[str]  # what its rows are to a reader, such as "texts"
+    own_data: ClassVar[tuple[str, str]]  # a file of a user's own, and what it is
     metric: ClassVar[str]  # what is evaluated, and chooses the best checkpoint
+    # Other metrics of the scorer that are printed.
+    further_metrics: ClassVar[tuple[str, ...]] = ()
     greater_is_better: ClassVar[bool] = True
     # The metric is a share of the examples, and so has the interval of one.
     metric_is_share: ClassVar[bool] = False
