@@ -134,8 +134,14 @@ def _draw_batches(
 @torch.no_grad()
 def _logit_difference(models: dict[str, nn.Module], batch: Batch) -> float:
     """The largest difference between the models' logits without dropout."""
-    stock, ours = (model.eval()(**batch).logits.float() for model in models.values())
+    stock, ours = (_logits(model.eval()(**batch)) for model in models.values())
     return float((stock - ours).abs().max())
+
+
+def _logits(output: Any) -> torch.Tensor:
+    if "logits" in output:
+        return output.logits.float()
+    return torch.stack([output.start_logits, output.end_logits]).float()
 
 
 def _dropout(model: Any) -> Sequence[float] | None:
