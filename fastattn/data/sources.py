@@ -60,9 +60,9 @@ def read(data: str, text_column: str | None = None, label_column: str | None = N
         return _read_packaged(text_column, label_column)
     if path.is_dir():
         return _read_folder(path, text_column, label_column)
-    if path.exists() or path.suffix.lower() in READERS or not _may_be_hub_id(data):
+    if path.exists() or path.suffix.lower() in READERS or not may_be_hub_id(data):
         return Source(str(path), read_file(path, text_column, label_column))
-    return from_hub_sets(data, _download(data), text_column, label_column)
+    return from_hub_sets(data, download(data), text_column, label_column)
 
 
 def packaged_reviews_path() -> Path:
@@ -102,7 +102,7 @@ def hub_is_reachable() -> bool:
     return True
 
 
-def _may_be_hub_id(name: str) -> bool:
+def may_be_hub_id(name: str) -> bool:
     """Whether a name has the form "name" or "owner/name"."""
     return _HUB_ID.fullmatch(name) is not None
 
@@ -195,7 +195,7 @@ def from_hub_sets(
     )
 
 
-def _download(name: str) -> Any:
+def download(name: str) -> Any:
     """Loads a data set of the Hub, or its copy in the cache of this machine."""
     import datasets
 

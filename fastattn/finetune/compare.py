@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import fastattn
 from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.model import ATTENTION_DROPOUTS, HIDDEN_DROPOUTS
 from fastattn.finetune.tasks.base import Encoded, Task
 from fastattn.finetune.training import choose_device
 
@@ -144,7 +145,9 @@ def _logits(output: Any) -> torch.Tensor:
     return torch.stack([output.start_logits, output.end_logits]).float()
 
 
-def _dropout(model: Any) -> Sequence[float] | None:
+def _dropout(model: Any) -> Sequence[float]:
     """The dropout of hidden states and of attention weights."""
-    names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-    return [getattr(model.config, name, 0.0) for name in names]
+    return [
+        next((getattr(model.config, name) for name in names if hasattr(model.config, name)), 0.0)
+        for names in (HIDDEN_DROPOUTS, ATTENTION_DROPOUTS)
+    ]

@@ -145,8 +145,7 @@ def _comparison(compare: dict[str, Any]) -> list[str]:
 
 def _next_steps(task: Task, folder: Path) -> str:
     where = shlex.quote(str(folder))
-    file, words = task.own_data
-    chosen = "" if task.name == DEFAULT_TASK else f" --task {task.name}"
+    file, kind = task.own_file
     # Python takes no indented lines, and a shell hands them over as they are.
     usage = task.usage(folder)
     return f"""
@@ -155,11 +154,15 @@ Saved in {folder}: the model and its tokenizer, metrics.json, run.json.
 What to type next (activate the environment first if there is one: . .venv/bin/activate)
   Use it, with plain Transformers:
 python -c "{usage}"
-  Train on your own data, {words}:
-    fastattn finetune{chosen} --data {file} --output runs/mine
+  Train on your own data, {kind} with {task.columns}:
+    fastattn finetune{_task_option(task)} --data {file} --output runs/mine
   See all settings, check this installation, run the tests (in the source folder):
     fastattn finetune --help
     fastattn check
     make test
   Go on with this run for longer:
-    fastattn finetune{chosen} --resume --output {where} --epochs 2"""
+    fastattn finetune{_task_option(task)} --resume --output {where} --epochs 2"""
+
+
+def _task_option(task: Task) -> str:
+    return "" if task.name == DEFAULT_TASK else f" --task {task.name}"

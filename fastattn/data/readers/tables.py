@@ -65,9 +65,11 @@ class _Rows:
         self._lines: list[str] = []
         self._source = decoded_lines(path, name, options.encoding)
         csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
-        quoting = csv.QUOTE_MINIMAL if options.quotes else csv.QUOTE_NONE
         self._reader = csv.reader(
-            self._recorded(), delimiter=delimiter, quoting=quoting, strict=True
+            self._recorded(),
+            delimiter=delimiter,
+            quoting=csv.QUOTE_MINIMAL if options.quotes else csv.QUOTE_NONE,
+            strict=True,
         )
 
     def _recorded(self) -> Iterator[str]:

@@ -17,6 +17,8 @@ DEFAULT_TASK = "classification"
 # Name of the task: its module in this package, and its class there.
 _TASKS = {
     "classification": ("classification", "Classification"),
+    "masked-lm": ("masked_lm", "MaskedLM"),
+    "translation": ("translation", "Translation"),
 }
 TASK_NAMES = tuple(_TASKS)
 

@@ -14,8 +14,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
+from fastattn.finetune import fresh
 from fastattn.finetune import model as models
 from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.defaults import FRESH_MODELS
 
 Example = Mapping[str, Any]
 Scorer = Callable[[EvalPrediction], dict[str, float]]
@@ -75,7 +77,9 @@ class Task(ABC):
 
     name: ClassVar[str]
     examples: ClassVar[str]  # what its rows are to a reader, such as "texts"
-    own_data: ClassVar[tuple[str, str]]  # a file of a user's own, and what it is
+    # A file of a user's own, and what is in it.
+    own_file: ClassVar[tuple[str, str]] = ("mine.csv", "a CSV file")
+    columns: ClassVar[str] = "the columns text and label"
     metric: ClassVar[str]  # what is evaluated, and chooses the best checkpoint
     # Other metrics of the scorer that are printed.
     further_metrics: ClassVar[tuple[str, ...]] = ()
@@ -121,13 +125,21 @@ class Task(ABC):
         """Returns lines of Python that use the saved model with plain Transformers."""
 
     def load_tokenizer(self, source: str, data: TaskData, config: FinetuneConfig) -> Any:
-        """Returns the tokenizer of the model."""
+        """Returns the tokenizer of the model, learned from the training texts if that is fresh."""
+        if source in FRESH_MODELS:
+            cells = (value for row in data.train for value in row.values())
+            texts = [cell for cell in cells if isinstance(cell, str)]
+            return fresh.make_tokenizer(source, texts, config)
         return models.load_tokenizer(source, config)
 
     def load_model(
         self, source: str, tokenizer: Any, data: TaskData, config: FinetuneConfig
     ) -> Any:
         """Returns the stock model with this task's head, in float32."""
+        if source in FRESH_MODELS:
+            model_config = fresh.make_config(source, tokenizer, config)
+            models.adapt_config(model_config, source, config, self.auto_model, data.label_names)
+            return fresh.make_model(source, model_config, self.auto_model)
         model_config = models.load_config(source, config, self.auto_model, data.label_names)
         return models.load_model(source, model_config, self.auto_model)
 

@@ -25,7 +25,6 @@ class Classification(Task):
 
     name = "classification"
     examples = "texts"
-    own_data = ("reviews.csv", "a CSV file with the columns text and label")
     metric = "accuracy"
     metric_is_share = True
     auto_model = AutoModelForSequenceClassification

@@ -1,0 +1,153 @@
+"""Rows of a task from files, folders and the Hub, split into sets that share none.
+
+The readers and the checks of rows are those of :mod:`fastattn.data.readers` and
+:mod:`fastattn.data.tasks`, the rule of the splits is that of :mod:`fastattn.data.splits`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastattn.data import sources
+from fastattn.data.clean import text_key
+from fastattn.data.readers import row_error
+from fastattn.data.readers.hub import read_hub_sets
+from fastattn.data.readers.sources import SUFFIXES
+from fastattn.data.splits import Sizes, check_sizes, make_splits, remove_shared
+from fastattn.data.tasks import Layout, RowProblem, read_task_rows, task_row
+from fastattn.errors import DataError
+from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.tasks.base import Example, TaskData
+
+# What the readers call the tasks that have longer names here.
+_READER_NAMES = {"masked-lm": "mlm", "token-classification": "token", "question-answering": "qa"}
+_SETS = ("train", "validation", "test")
+
+
+class Found(NamedTuple):
+    """The rows of a source, as it divides them; one undivided lot is its training set."""
+
+    source: str
+    sets: dict[str, list[Example]]
+
+
+class _Group(NamedTuple):
+    """Rows that have to be in one set, such as translations of one sentence."""
+
+    key: str
+    rows: list[Example]
+    label: int = 0  # no classes, in whose proportions to split
+
+
+def read_rows(task: str, data: str, columns: Mapping[str, str]) -> Found:
+    """Reads all rows of a source for a task.
+
+    Args:
+        task: a name of ``fastattn.finetune.tasks.TASK_NAMES``.
+        data: a file; a folder, as ``fastattn data build`` writes it or with files named for their
+            sets; a data set of the Hub.
+        columns: the task's names for columns, and what the source calls them.
+
+    Raises:
+        DataError: it is not there, or a row is not what the task needs; the message says which.
+    """
+    path = Path(data).expanduser()
+    layout = Layout(columns=columns)
+    if not path.exists() and path.suffix.lower() not in SUFFIXES and sources.may_be_hub_id(data):
+        return rows_of_hub_sets(task, data, sources.download(data), layout)
+    return _found(str(path), read_task_rows(path, _reader_name(task), layout))
+
+
+def rows_of_hub_sets(task: str, name: str, sets: Mapping[str, Any], layout: Layout) -> Found:
+    """Returns the rows of a ``datasets.DatasetDict``.
+
+    Raises:
+        DataError: a row is not what the task needs.
+    """
+    pairs = []
+    for split, record in read_hub_sets(name, sets):
+        if split is None:
+            continue
+        try:
+            pairs.append((split, task_row(_reader_name(task), record.fields, layout).row))
+        except RowProblem as error:
+            raise row_error(record.file, record.row, error.problem, error.remedy) from error
+    return _found(name, pairs)
+
+
+def split_rows(
+    found: Found,
+    config: FinetuneConfig,
+    sizes: Mapping[str, int | None],
+    compared: Callable[[Example], str],
+) -> TaskData:
+    """Drops what is there twice, and divides the rows into sets that share no text.
+
+    Args:
+        sizes: of the sets, where the settings do not say; see ``fastattn.data.load``.
+        compared: returns the text of a row that must be in one set alone. Rows with the same one
+            stay together, and count as one in the sizes.
+
+    Raises:
+        DataError: more is asked for than there is.
+    """
+    asked = (getattr(config, f"{name}_size") for name in _SETS)
+    wanted = Sizes(*(sizes.get(n) if x is None else x for n, x in zip(_SETS, asked, strict=True)))
+    check_sizes(wanted)
+    report: dict[str, Any] = {"source": found.source, "notes": []}
+    kept: dict[str, list[_Group]] = {}
+    for name, rows in found.sets.items():
+        kept[name] = _groups(rows, compared)
+        different = sum(len(group.rows) for group in kept[name])
+        report[f"{name}_rows"] = {"read": len(rows), "duplicates": len(rows) - different}
+    for name, count in remove_shared(kept).items():
+        report[f"{name}_rows"]["also_held_out"] = count
+    if not kept["train"]:
+        raise DataError(
+            f"data: {found.source} must hold rows to train on; got none that are not in its other "
+            "sets. Check that it is the right source."
+        )
+    groups = make_splits(
+        kept["train"], kept.get("validation"), kept.get("test"), wanted, config.split_seed
+    )
+    train, validation, test = ([row for group in part for row in group.rows] for part in groups)
+    report["split_seed"] = config.split_seed
+    report["sizes"] = dict(zip(_SETS, map(len, (train, validation, test)), strict=True))
+    return TaskData(train, validation, test, [], report)
+
+
+def _reader_name(task: str) -> str:
+    return _READER_NAMES.get(task, task)
+
+
+def _found(source: str, pairs: Iterable[tuple[str | None, Example]]) -> Found:
+    by_split: dict[str | None, list[Example]] = {}
+    for split, row in pairs:
+        by_split.setdefault(split, []).append(row)
+    if not by_split:
+        raise DataError(
+            f"data: {source} must have at least one row; got none. "
+            "Check that it is the right source."
+        )
+    if len(by_split) == 1:
+        return Found(source, {"train": next(iter(by_split.values()))})
+    if "train" not in by_split:
+        raise DataError(
+            f"data: {source} must hold a train file or split; got "
+            f"{', '.join(sorted(filter(None, by_split)))}. Name the training rows so."
+        )
+    return Found(source, {name: by_split[name] for name in _SETS if name in by_split})
+
+
+def _groups(rows: Sequence[Example], compared: Callable[[Example], str]) -> list[_Group]:
+    """One of each different row, in an order that does not depend on theirs, group by group."""
+    groups: dict[str, dict[str, Example]] = {}
+    for row in rows:
+        written = json.dumps(row, sort_keys=True, ensure_ascii=False)
+        groups.setdefault(text_key(compared(row)), {})[written] = row
+    return [
+        _Group(key, [there[written] for written in sorted(there)]) for key, there in groups.items()
+    ]
