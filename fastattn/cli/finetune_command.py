@@ -44,6 +44,26 @@ TextColumn = Annotated[
 LabelColumn = Annotated[
     str | None, _option(panel=_DATA, help='Column with the classes. Default: "label".')
 ]
+LabelColumns = Annotated[
+    str | None,
+    _option(
+        panel=_DATA,
+        metavar="A,B,...",
+        help="For multilabel: columns of 0 and 1, one for each class, instead of one of labels.",
+    ),
+]
+LabelSeparator = Annotated[
+    str, _option(panel=_DATA, help="For multilabel: what is between the labels of a CSV cell.")
+]
+PlainTags = Annotated[
+    bool,
+    _option(
+        "--plain-tags",
+        panel=_DATA,
+        help="For token-classification: tags are classes of single tokens, such as parts of "
+        "speech, and not spans in IOB2.",
+    ),
+]
 TrainSize = Annotated[
     Any,
     _option(
@@ -100,6 +120,21 @@ TruncationSide = Annotated[
         help="Where a longer text is cut: left keeps its end, where reviews give their verdict; "
         "right keeps its beginning.",
     ),
+]
+Stride = Annotated[
+    int | None,
+    _option(
+        panel=_MODEL,
+        help="For question-answering: tokens that a window of a long passage shares with the one "
+        "before. Default: a quarter of --max-length.",
+    ),
+]
+MaxAnswerLength = Annotated[
+    int, _option(panel=_MODEL, help="For question-answering: longest answer in tokens.")
+]
+Threshold = Annotated[
+    float,
+    _option(panel=_MODEL, help="For multilabel: probability from which a text has a label."),
 ]
 Patch = Annotated[
     bool, _option("--patch/--no-patch", panel=_MODEL, help="Accelerate, or run stock Transformers.")
@@ -179,6 +214,9 @@ def finetune(
     data: Data = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    label_columns: LabelColumns = None,
+    label_separator: LabelSeparator = _DEFAULT.label_separator,
+    plain_tags: PlainTags = False,
     train_size: TrainSize = None,
     validation_size: ValidationSize = None,
     test_size: TestSize = None,
@@ -187,6 +225,9 @@ def finetune(
     dropout: Dropout = None,
     max_length: MaxLength = _DEFAULT.max_length,
     truncation_side: TruncationSide = _DEFAULT.truncation_side,
+    stride: Stride = None,
+    max_answer_length: MaxAnswerLength = _DEFAULT.max_answer_length,
+    threshold: Threshold = _DEFAULT.threshold,
     patch: Patch = True,
     epochs: Epochs = _DEFAULT.epochs,
     max_steps: MaxSteps = None,
@@ -232,7 +273,7 @@ def finetune(
 def _require_transformers() -> None:
     import importlib.util
 
-    needed = ("transformers", "accelerate", "datasets", "pandas")
+    needed = ("transformers", "accelerate", "datasets", "pandas", "sklearn", "seqeval")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(

@@ -22,6 +22,8 @@ _USUAL: dict[str, Any] = {
     "truncation_side": "left",
 }
 _OF_TASKS: dict[str, dict[str, Any]] = {
+    "token-classification": {"truncation_side": "right"},
+    "question-answering": {"truncation_side": "right"},
     # A new head on an old body. All logits of a batch are in memory at once: a batch of 8 x 512
     # tokens has 0.5 GB of them.
     "masked-lm": {"learning_rate": 5e-4, "eval_batch_size": 8, "truncation_side": "right"},

@@ -107,8 +107,10 @@ def _score(task: Task, metrics: dict[str, Any]) -> str:
 
 
 def _further(task: Task, metrics: dict[str, Any]) -> str:
-    names = task.further_metrics
-    return ", ".join(f"{name.replace('_', ' ')} {metrics[f'test_{name}']:.3f}" for name in names)
+    found = ((name, metrics.get(f"test_{name}")) for name in task.further_metrics)
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:.3f}" for name, value in found if value is not None
+    )
 
 
 def _print(console: Console, line: str) -> None:
@@ -146,7 +148,7 @@ def _comparison(compare: dict[str, Any]) -> list[str]:
 def _next_steps(task: Task, folder: Path) -> str:
     where = shlex.quote(str(folder))
     file, kind = task.own_file
-    # Python takes no indented lines, and a shell hands them over as they are.
+    # Not indented: Python would refuse its second line.
     usage = task.usage(folder)
     return f"""
 Saved in {folder}: the model and its tokenizer, metrics.json, run.json.

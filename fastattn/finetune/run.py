@@ -172,7 +172,9 @@ def _train(config: FinetuneConfig, prepared: _Prepared) -> tuple[dict[str, Any],
 
 def _notes(**sets: Encoded | None) -> list[str]:
     """What the features of each set lack."""
-    return [f"{name}: {note}" for name, encoded in sets.items() if encoded for note in encoded.notes]
+    return [
+        f"{name}: {note}" for name, encoded in sets.items() if encoded for note in encoded.notes
+    ]
 
 
 def peak_memory() -> dict[str, int | None]:

@@ -1,8 +1,8 @@
 """Messages to a shop, each with what it is about: rows of multi-label classification.
 
 A message is about several things, about one, or about none of them. Each thing has 12 wordings to
-train on, 2 to choose on and 6 to test on, so that a model is asked about sentences that it has never
-seen; some name a thing that the message is not about ("I need no refund").
+train on, 2 to choose on and 6 to test on, so that a model is asked about sentences that it has
+never seen; some name a thing that the message is not about ("I need no refund").
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ I do not ask for my money.
 _ITEMS = """
 lamp kettle chair rucksack jacket tent bicycle printer headset blender table mirror toaster carpet
 sofa watch camera drill keyboard suitcase pillow mixer scarf heater bookcase fan radio helmet desk
-""".split()
+"""
 _MONTHS = ["January", "March", "April", "June", "July", "September", "October", "December"]
 _GREETINGS = ["Hello,", "Good morning,", "Dear team,", "Hi there.", ""]
 _CLOSINGS = ["Kind regards", "Please answer soon.", "Greetings", "", ""]
@@ -228,7 +228,7 @@ _CLOSINGS = ["Kind regards", "Please answer soon.", "Greetings", "", ""]
 def rows(name: str) -> list[dict[str, Any]]:
     """Returns the rows of a set, one of ``SIZES``."""
     choose = Chooser(f"messages {name}")
-    items = part(_ITEMS, name)
+    items = part(_ITEMS.split(), name)
     neutral = part(_NEUTRAL, name)
     about = {label: _wordings(text, name) for label, text in _ABOUT.items()}
     found: dict[str, dict[str, Any]] = {}
