@@ -32,7 +32,7 @@ class FinetuneConfig:
     data: str | None = None
     text_column: str | None = None
     label_column: str | None = None
-    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    column: dict[str, str] = dataclasses.field(default_factory=dict)
     label_columns: str | None = None
     label_separator: str = "|"
     plain_tags: bool = False

@@ -1,6 +1,6 @@
 """Small models made from scratch, for data that no packaged model has read.
 
-marian-tiny    3 + 3 layers of 128 values and 4 heads, some 2 million parameters, and a byte-level
+marian-tiny    2 + 2 layers of 128 values and 4 heads, some million parameters, and a byte-level
                BPE of at most 4,000 tokens, learned from the training texts
 esm-tiny       4 layers of 128 values and 4 heads, 0.8 million parameters, with the alphabet and the
                rotary positions of ESM-2
@@ -23,8 +23,10 @@ _MARIAN_VOCABULARY = 4_000
 _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
 # ESM-2's alphabet, in its order: special tokens, amino acids by their frequency, rare ones, gaps.
 _ESM_ALPHABET = (
-    "<cls> <pad> <eos> <unk> L A G V S E R T I D P K Q N F Y M H W C X B U Z O . - <null_1> <mask>"
-).split()
+    *("<cls>", "<pad>", "<eos>", "<unk>"),
+    *"LAGVSERTIDPKQNFYMHWCXBUZO.-",
+    *("<null_1>", "<mask>"),
+)
 
 
 def make_tokenizer(name: str, texts: Sequence[str], config: FinetuneConfig) -> Any:
@@ -98,8 +100,8 @@ def _marian_config(tokenizer: Any, config: FinetuneConfig) -> Any:
     return MarianConfig(
         vocab_size=len(tokenizer),
         d_model=128,
-        encoder_layers=3,
-        decoder_layers=3,
+        encoder_layers=2,
+        decoder_layers=2,
         encoder_attention_heads=4,
         decoder_attention_heads=4,
         encoder_ffn_dim=512,

@@ -31,6 +31,8 @@ def options(config: FinetuneConfig) -> list[str]:
             given += [] if value else ["--no-patch"]
         elif isinstance(value, bool):
             given += [option] if value else []
+        elif isinstance(value, dict):
+            given += [part for key, column in value.items() for part in (option, f"{key}={column}")]
         elif value is not None:
             given += [option, str(value)]
     return given

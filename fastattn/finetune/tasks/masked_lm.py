@@ -115,7 +115,7 @@ class MaskedLM(Task):
         self._config = config
         if (config.data or PACKAGED_IMDB) == PACKAGED_IMDB:
             return _packaged_reviews(config)
-        columns = dict(config.columns)
+        columns = dict(config.column)
         if config.text_column is not None:
             columns["text"] = config.text_column
         found = read_rows(self.name, config.data or "", columns)

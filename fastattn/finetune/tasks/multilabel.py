@@ -111,7 +111,7 @@ def _read(config: FinetuneConfig) -> Found:
     return read_rows(
         Multilabel.name,
         config.data or "",
-        {**{name: column for name, column in columns.items() if column}, **config.columns},
+        {**{name: column for name, column in columns.items() if column}, **config.column},
         label_separator=config.label_separator,
         label_columns=[name.strip() for name in (config.label_columns or "").split(",") if name],
     )

@@ -217,7 +217,7 @@ def _read(config: FinetuneConfig) -> Found:
     return read_rows(
         QuestionAnswering.name,
         config.data or "",
-        {**{name: column for name, column in columns.items() if column}, **config.columns},
+        {**{name: column for name, column in columns.items() if column}, **config.column},
     )
 
 

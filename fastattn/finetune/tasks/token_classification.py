@@ -171,7 +171,7 @@ def _read(config: FinetuneConfig) -> Found:
     return read_rows(
         TokenClassification.name,
         config.data or "",
-        {**{name: column for name, column in columns.items() if column}, **config.columns},
+        {**{name: column for name, column in columns.items() if column}, **config.column},
         plain_tags=config.plain_tags,
     )
 

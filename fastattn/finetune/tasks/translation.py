@@ -25,7 +25,7 @@ from fastattn.finetune.tasks.rows import Found, read_rows, split_rows
 # Sentences of a grammar (fastattn.data.english_german), as many as teach it in two minutes on two
 # cores.
 PACKAGED_PAIRS = "english-german"
-_NUM_PAIRS = {"train": 8_000, "validation": 100, "test": 400}
+_NUM_PAIRS = {"train": 6_000, "validation": 100, "test": 400}
 _PAIRS_SEED = 0
 
 
@@ -43,7 +43,7 @@ class Translation(Task):
     def load_data(self, config: FinetuneConfig) -> TaskData:
         data = config.data or PACKAGED_PAIRS
         found = (
-            _made_pairs() if data == PACKAGED_PAIRS else read_rows(self.name, data, config.columns)
+            _made_pairs() if data == PACKAGED_PAIRS else read_rows(self.name, data, config.column)
         )
         # Sources are not to be shared; different ones may well have one translation.
         return split_rows(found, config, {}, lambda row: row["source"])
