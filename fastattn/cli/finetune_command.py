@@ -46,6 +46,26 @@ TextColumn = Annotated[
 LabelColumn = Annotated[
     str | None, _option(panel=_DATA, help='Column with the classes. Default: "label".')
 ]
+LabelColumns = Annotated[
+    str | None,
+    _option(
+        panel=_DATA,
+        metavar="A,B,...",
+        help="For multilabel: columns of 0 and 1, one for each class, instead of one of labels.",
+    ),
+]
+LabelSeparator = Annotated[
+    str, _option(panel=_DATA, help="For multilabel: what is between the labels of a CSV cell.")
+]
+PlainTags = Annotated[
+    bool,
+    _option(
+        "--plain-tags",
+        panel=_DATA,
+        help="For token-classification: tags are classes of single tokens, such as parts of "
+        "speech, and not spans in IOB2.",
+    ),
+]
 Column = Annotated[
     list[str] | None,
     _option(
@@ -116,7 +136,7 @@ TruncationSide = Annotated[
     _option(
         panel=_MODEL,
         help="Where a longer text is cut: left keeps its end, where reviews give their verdict; "
-        "right keeps its beginning, the default in translation and masked-lm.",
+        "right keeps its beginning. Default: left for classes of texts, right for other tasks.",
     ),
 ]
 MlmProbability = Annotated[
@@ -133,6 +153,21 @@ NumBeams = Annotated[
         help="Beams in which translation searches when it is evaluated; 1 takes the likeliest "
         "token.",
     ),
+]
+Stride = Annotated[
+    int | None,
+    _option(
+        panel=_MODEL,
+        help="For question-answering: tokens that a window of a long passage shares with the one "
+        "before. Default: a quarter of --max-length.",
+    ),
+]
+MaxAnswerLength = Annotated[
+    int, _option(panel=_MODEL, help="For question-answering: longest answer in tokens.")
+]
+Threshold = Annotated[
+    float,
+    _option(panel=_MODEL, help="For multilabel: probability from which a text has a label."),
 ]
 Patch = Annotated[
     bool, _option("--patch/--no-patch", panel=_MODEL, help="Accelerate, or run stock Transformers.")
@@ -234,6 +269,9 @@ def finetune(
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     column: Column = None,
+    label_columns: LabelColumns = None,
+    label_separator: LabelSeparator = _DEFAULT.label_separator,
+    plain_tags: PlainTags = False,
     train_size: TrainSize = None,
     validation_size: ValidationSize = None,
     test_size: TestSize = None,
@@ -245,6 +283,9 @@ def finetune(
     mlm_probability: MlmProbability = _DEFAULT.mlm_probability,
     whole_words: WholeWords = False,
     num_beams: NumBeams = _DEFAULT.num_beams,
+    stride: Stride = None,
+    max_answer_length: MaxAnswerLength = _DEFAULT.max_answer_length,
+    threshold: Threshold = _DEFAULT.threshold,
     patch: Patch = True,
     epochs: Epochs = None,
     max_steps: MaxSteps = None,
@@ -303,7 +344,10 @@ def _columns(given: list[str]) -> dict[str, str]:
 def _require_transformers() -> None:
     import importlib.util
 
-    needed = ("transformers", "accelerate", "datasets", "pandas", "sacrebleu")
+    needed = (
+        *("transformers", "accelerate", "datasets", "pandas"),
+        *("sacrebleu", "seqeval", "sklearn"),
+    )
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(

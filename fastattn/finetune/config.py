@@ -33,6 +33,9 @@ class FinetuneConfig:
     text_column: str | None = None
     label_column: str | None = None
     column: dict[str, str] = dataclasses.field(default_factory=dict)
+    label_columns: str | None = None
+    label_separator: str = "|"
+    plain_tags: bool = False
     train_size: Size | None = None
     validation_size: Size | None = None
     test_size: Size | None = None
@@ -55,6 +58,9 @@ class FinetuneConfig:
     whole_words: bool = False
     num_beams: int = 1
     truncation_side: str = _OWN
+    stride: int | None = None
+    max_answer_length: int = 30
+    threshold: float = 0.5
     bf16: bool = False
     seed: int = 0
     save_steps: int | None = None
@@ -112,11 +118,13 @@ def _rules() -> Iterator[_Rule]:
     yield "task", lambda x: x in TASK_NAMES, f"one of {', '.join(TASK_NAMES)}"
     for field in ("batch_size", "eval_batch_size", "num_beams"):
         yield field, lambda x: _whole(x, 1), "a whole number of at least 1"
+    yield "max_answer_length", lambda x: _whole(x, 1), "a whole number of at least 1"
     for field in ("max_steps", "save_steps", "threads"):
         yield field, lambda x: x is None or _whole(x, 1), "a whole number of at least 1"
     for field in ("seed", "split_seed", "compare_steps"):
         yield field, lambda x: _whole(x, 0), "a whole number of at least 0"
-    yield "warmup_steps", lambda x: x is None or _whole(x, 0), "a whole number of at least 0"
+    for field in ("warmup_steps", "stride"):
+        yield field, lambda x: x is None or _whole(x, 0), "a whole number of at least 0"
     yield (
         "max_length",
         lambda x: _whole(x, 4),
@@ -135,6 +143,8 @@ def _rules() -> Iterator[_Rule]:
         lambda x: _number(x) and 0.01 <= x <= 0.9,
         "between 0.01 and 0.9 (0.15 is usual)",
     )
+    yield "threshold", lambda x: _number(x) and 0 < x < 1, "a probability above 0 and below 1"
+    yield "label_separator", lambda x: isinstance(x, str) and x != "", "a character or more"
     yield "dropout", lambda x: x is None or (_number(x) and 0 <= x < 1), "at least 0 and below 1"
     yield "device", lambda x: x in ("auto", "cpu", "cuda"), '"auto", "cpu" or "cuda"'
     yield "truncation_side", lambda x: x in ("left", "right"), '"left" or "right"'

@@ -68,12 +68,16 @@ def packaged_model_path() -> Path:
     )
 
 
-def load_tokenizer(source: str, config: FinetuneConfig) -> Any:
-    """Loads the tokenizer of a model, set to cut long texts as the run does."""
+def load_tokenizer(source: str, config: FinetuneConfig, **settings: Any) -> Any:
+    """Loads the tokenizer of a model, set to cut long texts as the run does.
+
+    Args:
+        settings: of the tokenizer itself.
+    """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **_offline(source))
+        tokenizer = AutoTokenizer.from_pretrained(source, **_offline(source), **settings)
     except (OSError, ValueError) as error:
         raise _unusable(source, error) from error
     return set_limits(tokenizer, config)

@@ -38,9 +38,24 @@ def options(config: FinetuneConfig) -> list[str]:
     return given
 
 
-def invoke(*arguments: str) -> tuple[int, str]:
+def invoke_printing(*arguments: str) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["finetune", *arguments])
-    return result.exit_code, " ".join(result.output.split())
+    return result.exit_code, result.output
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    code, output = invoke_printing(*arguments)
+    return code, " ".join(output.split())
+
+
+def run_python_in(output: str) -> subprocess.CompletedProcess[str]:
+    """Types the Python that a run prints, as a user would who copies it."""
+    start = output.index('python -c "')
+    script = output[start : output.index('"\n', start) + 1]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
 
 
 def test_every_setting_has_an_option(config: FinetuneConfig) -> None:
@@ -76,10 +91,13 @@ def test_a_run_in_a_process_of_its_own(config: FinetuneConfig, tmp_path: Path) -
 def test_what_it_says_to_type_next_works(config: FinetuneConfig) -> None:
     from transformers import pipeline
 
-    result = finetune(config)
-    classify = pipeline("text-classification", str(result.output), truncation=True)
-    answers = classify(["A film to remember. " * 50, "Two hours I will not get back."])
-    assert [answer["label"] in ("0", "1") for answer in answers] == [True, True]
+    code, output = invoke_printing(*options(replace(config, progress=True)))
+    assert code == 0, output
+    done = run_python_in(output)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("'label': ") == 2
+    classify = pipeline("text-classification", config.output, truncation=True)
+    assert classify("A film to remember. " * 50)[0]["label"] in ("0", "1")
 
 
 def test_a_killed_run_goes_on_to_the_same_model(config: FinetuneConfig, tmp_path: Path) -> None:

@@ -48,11 +48,18 @@ class Encoded(torch.utils.data.Dataset):
     """Examples as the model reads them: token ids, cut to a length; padding is the collator's.
 
     An example may become several features (long passages) and features may belong to none.
+    ``notes`` say what of the examples the features lack, for people.
     """
 
-    def __init__(self, examples: Sequence[Example], features: list[dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        features: list[dict[str, Any]],
+        notes: Sequence[str] = (),
+    ) -> None:
         self.examples = examples
         self.features = features
+        self.notes = notes
 
     def __len__(self) -> int:
         return len(self.features)
@@ -70,8 +77,12 @@ class Task(ABC):
 
     name: ClassVar[str]
     examples: ClassVar[str]  # what its rows are to a reader, such as "texts"
-    columns: ClassVar[str] = "the columns text and label"  # of a user's own CSV file
+    # A file of a user's own, and what is in it.
+    own_file: ClassVar[tuple[str, str]] = ("mine.csv", "a CSV file")
+    columns: ClassVar[str] = "the columns text and label"
     metric: ClassVar[str]  # what is evaluated, and chooses the best checkpoint
+    # Other metrics of the scorer that are printed.
+    further_metrics: ClassVar[tuple[str, ...]] = ()
     greater_is_better: ClassVar[bool] = True
     # The metric is a share of the examples, and so has the interval of one.
     metric_is_share: ClassVar[bool] = False

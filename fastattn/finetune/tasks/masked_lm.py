@@ -112,6 +112,7 @@ class MaskedLM(Task):
     examples = "texts"
     columns = "the column text"
     metric = "masked_accuracy"
+    further_metrics = ("perplexity",)
     auto_model = AutoModelForMaskedLM
     trainer_class = MaskedLMTrainer
 

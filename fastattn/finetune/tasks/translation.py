@@ -36,6 +36,7 @@ class Translation(Task):
     examples = "pairs"
     columns = "the columns source and target"
     metric = "bleu"
+    further_metrics = ("chrf",)
     auto_model = AutoModelForSeq2SeqLM
     trainer_class = Seq2SeqTrainer
     arguments_class = Seq2SeqTrainingArguments

@@ -86,7 +86,7 @@ def test_the_checkpoint_is_an_ordinary_one(result: FinetuneResult) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("[")
     tokenizer = AutoTokenizer.from_pretrained(result.output)
-    for text in ("Die Ärztin öffnet die Tür.", "Straße 42 – 東京"):  # no character is unknown
+    for text in ("Die Ärztin öffnet die Tür.", "Straße 42: 東京"):  # no character is unknown
         ids = tokenizer(text)["input_ids"]
         assert ids[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
