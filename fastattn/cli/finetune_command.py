@@ -128,7 +128,7 @@ MaxLength = Annotated[
     _option(
         panel=_MODEL,
         help="Longest text in tokens; the rest is cut off, or in masked-lm a row of its own. "
-        "Default: 512; 128 in translation.",
+        "Default: 512; 128 in masked-lm and translation.",
     ),
 ]
 TruncationSide = Annotated[
@@ -176,7 +176,7 @@ Epochs = Annotated[
     float | None,
     _option(
         panel=_RECIPE,
-        help="Passes over the training texts. Default: 1; 3 in translation; 8 for marian-tiny and "
+        help="Passes over the training texts. Default: 1; 3 in translation; 5 for marian-tiny and "
         "6 for esm-tiny.",
     ),
 ]
@@ -187,12 +187,13 @@ BatchSize = Annotated[
     int | None,
     _option(
         panel=_RECIPE,
-        help="Texts a step. Default: 8; 16 in translation; 32 for models made from scratch.",
+        help="Texts a step. Default: 8; 4 in masked-lm; 16 in translation; 32 for models made "
+        "from scratch.",
     ),
 ]
 EvalBatchSize = Annotated[
     int | None,
-    _option(panel=_RECIPE, help="Texts a batch in evaluation. Default: 32; 8 in masked-lm."),
+    _option(panel=_RECIPE, help="Texts a batch in evaluation. Default: 32; 16 in masked-lm."),
 ]
 LearningRate = Annotated[
     float | None,

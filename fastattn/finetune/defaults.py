@@ -27,6 +27,7 @@ _OF_TASKS: dict[str, dict[str, Any]] = {
     # A new head on an old body. Every token has a logit for each of 30,000 words, 0.25 GB for 16
     # texts in evaluation.
     "masked-lm": {
+        "batch_size": 4,
         "eval_batch_size": 16,
         "learning_rate": 5e-4,
         "max_length": 128,
@@ -42,7 +43,7 @@ _OF_TASKS: dict[str, dict[str, Any]] = {
 }
 # Models that begin from nothing take larger steps, and more of them.
 _OF_MODELS: dict[str, dict[str, Any]] = {
-    "marian-tiny": {"epochs": 8.0, "batch_size": 32, "learning_rate": 1e-3},
+    "marian-tiny": {"epochs": 5.0, "batch_size": 32, "learning_rate": 1e-3},
     "esm-tiny": {"epochs": 6.0, "batch_size": 32, "learning_rate": 1e-3},
 }
 

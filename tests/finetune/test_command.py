@@ -185,3 +185,19 @@ def test_no_compare(config: FinetuneConfig, tmp_path: Path) -> None:
     assert code == 0, output
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
     assert "compare" not in metrics
+
+
+@pytest.mark.parametrize("given", ["source", "=english", "source="])
+def test_a_column_without_its_name(given: str) -> None:
+    code, output = invoke("--task", "translation", "--column", given)
+    assert code != 0
+    assert f"finetune: column must be NAME=COLUMN; got '{given}'" in output
+
+
+def test_columns_of_other_names(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_text("en,de\na dog,ein Hund\n", encoding="utf-8")
+    named = ["--column", "source=en", "--column", "target=nl"]
+    code, output = invoke("--task", "translation", "--data", str(file), *named)
+    assert code != 0
+    assert "pairs.csv must have a column 'nl'; got none. Its columns are: en, de." in output

@@ -34,6 +34,7 @@ class Translation(Task):
 
     name = "translation"
     examples = "pairs"
+    own_file = ("pairs.tsv", "a TSV file")
     columns = "the columns source and target"
     metric = "bleu"
     further_metrics = ("chrf",)
