@@ -60,7 +60,11 @@ class Translation(Task):
             max_length=config.max_length,
         )
         rows = zip(*encoded.values(), strict=True)
-        return Encoded(examples, [dict(zip(encoded, cells, strict=True)) for cells in rows])
+        features = [dict(zip(encoded, cells, strict=True)) for cells in rows]
+        longest = (max(len(x["input_ids"]), len(x["labels"])) for x in features)
+        cut = sum(length >= config.max_length for length in longest)
+        note = f"{cut:,} pairs reach {config.max_length} tokens, where they are cut (--max-length)"
+        return Encoded(examples, features, [note] if cut else [])
 
     def collator(self, tokenizer: Any, model: Any) -> Any:
         return DataCollatorForSeq2Seq(tokenizer, model=model)
@@ -99,7 +103,7 @@ class Translation(Task):
 tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})
 model = AutoModelForSeq2SeqLM.from_pretrained({str(folder)!r})
 batch = tokenizer(['The old woman does not see my dogs.'], return_tensors='pt')
-print(tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True))"""
+print(tokenizer.batch_decode(model.generate(**batch, max_new_tokens=64), skip_special_tokens=True))"""
 
 
 def _made_pairs() -> Found:

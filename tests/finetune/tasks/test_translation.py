@@ -151,3 +151,11 @@ def test_the_data_of_its_own() -> None:
     data = TASK.load_data(FinetuneConfig(task="translation"))
     assert [len(part) for part in data[:3]] == [6_000, 100, 400]
     assert not {x["source"] for x in data.train} & {x["source"] for x in data.test}
+
+
+def test_pairs_that_are_cut_are_told_of(result: FinetuneResult) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(result.output)
+    rows = [{"source": "a", "target": "b"}, {"source": "a", "target": "b " * 40}]
+    encoded = TASK.encode(rows, tokenizer, FinetuneConfig(task="translation", max_length=8))
+    assert encoded.notes == ["1 pairs reach 8 tokens, where they are cut (--max-length)"]
+    assert max(len(feature["labels"]) for feature in encoded.features) == 8
