@@ -103,7 +103,8 @@ class Translation(Task):
 tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})
 model = AutoModelForSeq2SeqLM.from_pretrained({str(folder)!r})
 batch = tokenizer(['The old woman does not see my dogs.'], return_tensors='pt')
-print(tokenizer.batch_decode(model.generate(**batch, max_new_tokens=64), skip_special_tokens=True))"""
+found = model.generate(**batch, max_new_tokens=64)
+print(tokenizer.batch_decode(found, skip_special_tokens=True))"""
 
 
 def _made_pairs() -> Found:
