@@ -25,7 +25,7 @@ def load_tokenizer(name: str) -> Callable[[list[tuple[str, str | None]]], list[i
         DataError: there is no such tokenizer.
         ImportError: its library is not installed.
     """
-    from fastattn.finetune.config import PACKAGED_MODEL
+    from fastattn.finetune.defaults import PACKAGED_MODEL
 
     if name == PACKAGED_MODEL:
         from tokenizers import Tokenizer
