@@ -103,8 +103,8 @@ class _Call(NamedTuple):
     ) -> None:
         """Launches a kernel that meets queries and keys, a program for each tile of each head."""
         chosen, constants = self.sizes(name)
-        common = {"q": self.rows(self.q), "k": self.rows(self.k), "v": self.rows(self.v)}
-        common |= {"rule": self.rule, "tiles": tiles, **self.lengths()}
+        common: dict[str, Any] = {"rule": self.rule, "tiles": tiles, **self.lengths()}
+        common |= {"q": self.rows(self.q), "k": self.rows(self.k), "v": self.rows(self.v)}
         launch(
             kernel,
             tiles * heads,
