@@ -89,16 +89,18 @@ def _out_of_fold(sample: _Sample, names: list[str]) -> Any:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import StratifiedKFold, cross_val_predict
-        from sklearn.pipeline import make_pipeline
     except ImportError as error:
         raise ImportError(
             f"data build: {error.name} must be installed to find suspicious labels; got none. "
             "Run `pip install 'fastattn[data]'`, or use --suspects off."
         ) from error
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=_MAX_FEATURES),
-        LogisticRegression(C=4.0, max_iter=200, tol=1e-3, random_state=0),
-    )
+    # The words' weights do not depend on labels, so they are found once and not in each fold.
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=_MAX_FEATURES)
     given = [names.index(label) for label in sample.labels]
-    folds = StratifiedKFold(_FOLDS)  # rows are in random order already
-    return cross_val_predict(model, sample.texts, given, cv=folds, method="predict_proba")
+    return cross_val_predict(
+        LogisticRegression(C=4.0, max_iter=200, tol=1e-3, random_state=0),
+        words.fit_transform(sample.texts),
+        given,
+        cv=StratifiedKFold(_FOLDS),  # rows are in random order already
+        method="predict_proba",
+    )
