@@ -10,7 +10,7 @@ from typing import Any
 from fastattn.errors import DataError
 
 # Rows whose tokens are counted; the first in the order of keys, a random sample.
-MAX_ROWS = 20_000
+MAX_ROWS = 5_000
 BATCH_SIZES = (16, 32)
 # Length grouping sorts within so many batches, as Transformers' Trainer does.
 _MEGABATCH = 50
