@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Annotated, Any
 
 import typer
@@ -11,19 +10,6 @@ from fastattn.cli.errors import clear_errors
 
 app = typer.Typer(help="Build labelled data for fine-tuning, and look at it.", no_args_is_help=True)
 
-
-def _words(name: str, *words: str) -> Any:
-    """A choice between words, as typer wants it."""
-    return Enum(name, {word: word for word in words}, type=str)  # type: ignore[misc]
-
-
-# The tasks are those of fastattn.data.tasks, which is not imported for --help; a test compares.
-Task = _words("Task", "classification", "multilabel", "token", "qa", "mlm", "translation")
-BadRows = _words("BadRows", "stop", "reject")
-NearDuplicates = _words("NearDuplicates", "group", "drop", "keep")
-Suspects = _words("Suspects", "flag", "drop", "off")
-Balance = _words("Balance", "none", "downsample", "upsample")
-Format = _words("Format", "jsonl", "parquet")
 
 _LAYOUT, _FILES, _CHECKS, _SPLITS, _TRAINING, _RUN = (
     *("Columns and labels", "Files", "Checks", "Splits", "Training split alone", "Run"),
@@ -66,7 +52,13 @@ def build(
         ),
     ],
     output: Annotated[str, typer.Option(help="Folder for the data set.", show_default=False)],
-    task: Annotated[Task, typer.Option(help="What the data is for.")] = "classification",
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="TASK",
+            help="classification, multilabel, token, qa, mlm or translation.",
+        ),
+    ] = "classification",
     text_column: Annotated[
         str | None, _option(panel=_LAYOUT, help='Column with the texts. Default: "text".')
     ] = None,
@@ -116,8 +108,12 @@ def build(
         bool, _option("--whole-files", panel=_FILES, help="Each text file is one text.")
     ] = False,
     bad_rows: Annotated[
-        BadRows,
-        _option(panel=_CHECKS, help="Stop at a row that cannot be used, or reject it."),
+        str,
+        _option(
+            panel=_CHECKS,
+            metavar="stop|reject",
+            help="Stop at a row that cannot be used, or reject it.",
+        ),
     ] = "stop",
     repair: Annotated[
         bool,
@@ -128,14 +124,23 @@ def build(
         int | None, _option(panel=_CHECKS, help="Longer texts are rejected.")
     ] = None,
     near_duplicates: Annotated[
-        NearDuplicates,
-        _option(panel=_CHECKS, help="Keep them in one split, drop all but one, or do not look."),
+        str,
+        _option(
+            panel=_CHECKS,
+            metavar="group|drop|keep",
+            help="Keep them in one split, drop all but one, or do not look.",
+        ),
     ] = "group",
     similarity: Annotated[
         float, _option(panel=_CHECKS, help="Share of common 5-grams of near-duplicates.")
     ] = 0.8,
     suspects: Annotated[
-        Suspects, _option(panel=_CHECKS, help="What to do with labels that are likely wrong.")
+        str,
+        _option(
+            panel=_CHECKS,
+            metavar="flag|drop|off",
+            help="What to do with labels that are likely wrong.",
+        ),
     ] = "flag",
     validation_size: Annotated[
         Any,
@@ -151,12 +156,17 @@ def build(
     ] = None,
     seed: Annotated[int, _option(panel=_SPLITS, help="Another number, another split.")] = 0,
     balance: Annotated[
-        Balance, _option(panel=_TRAINING, help="As many rows of each class.")
+        str,
+        _option(
+            panel=_TRAINING, metavar="none|downsample|upsample", help="As many rows of each class."
+        ),
     ] = "none",
     augment: Annotated[
         int, _option(panel=_TRAINING, help="Varied copies of each row: words deleted, swapped.")
     ] = 0,
-    format: Annotated[Format, _option(panel=_RUN, help="Of the splits.")] = "jsonl",
+    format: Annotated[
+        str, _option(panel=_RUN, metavar="jsonl|parquet", help="Of the splits.")
+    ] = "jsonl",
     tokenizer: Annotated[
         str, _option(panel=_RUN, help="For the report: minilm-l6, a folder, a name on the Hub.")
     ] = "minilm-l6",
@@ -184,7 +194,7 @@ def build(
         from fastattn.data.build import build as run
 
         settings = {
-            name: getattr(value, "value", value)
+            name: value
             for name, value in context.params.items()
             if name
             not in ("debug", "text_column", "label_column", "column", "label_map", "label_columns")

@@ -30,7 +30,10 @@ from fastattn.data.clean import text_key
 _GRAM = 5  # characters
 _PERMUTATIONS = 128  # at most
 _SEED = 42  # of the permutations; the result is checked against the texts, so any will do
+# Texts whose signatures are made at once: at most so many, and with about so many characters, each
+# of which takes some 50 bytes for a moment.
 _BATCH = 4096
+_BATCH_CHARACTERS = 2**20
 _RECALL = 0.99  # of pairs at the threshold
 _EXAMPLES = 200
 
@@ -100,7 +103,8 @@ def find_near_duplicates(
     bands, rows = bands_and_rows(similarity)
     files = [folder / f"band-{band}" for band in range(bands)]
     ids = _write_bands(store, task, files, rows, num_rows, progress)
-    clusters, pairs, disagreements = Clusters(num_rows), [], 0
+    clusters, disagreements = Clusters(num_rows), 0
+    pairs: list[NearDuplicate] = []
     check = _Check(store, task, ids)
     with progress.stage("comparing", bands) as advance:
         for file in files:
@@ -144,11 +148,13 @@ def _write_bands(
 
 def _batches(rows: Iterator[Kept]) -> Iterator[list[Kept]]:
     batch: list[Kept] = []
+    characters = 0
     for row in rows:
         batch.append(row)
-        if len(batch) == _BATCH:
+        characters += len(row.body)
+        if len(batch) == _BATCH or characters > _BATCH_CHARACTERS:
             yield batch
-            batch = []
+            batch, characters = [], 0
     if batch:
         yield batch
 

@@ -79,7 +79,11 @@ def _sample(store: Store, task: str) -> _Sample:
             break
     counts = Counter(sample.labels)
     large = [i for i, label in enumerate(sample.labels) if counts[label] >= _FOLDS]
-    return _Sample(*([column[i] for i in large] for column in sample))
+    return _Sample(
+        [sample.ids[i] for i in large],
+        [sample.texts[i] for i in large],
+        [sample.labels[i] for i in large],
+    )
 
 
 def _out_of_fold(sample: _Sample, names: list[str]) -> Any:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +104,36 @@ def test_the_same_files_again_and_the_same_splits_in_another_order(built: Build)
     shuffled = built(rows, "two").files()
     for split in SPLITS:
         assert shuffled[f"{split}.jsonl"] == before[f"{split}.jsonl"]
+
+
+def test_another_process_writes_the_same_files(built: Build, tmp_path: Path) -> None:
+    """Python's hashes of strings, which order its sets, differ between processes."""
+    pytest.importorskip("cleanlab")
+    first = built(reviews(), suspects="flag", balance="upsample", augment=1)
+    before = first.files()
+    shutil.rmtree(first.folder)
+    command = "from fastattn.cli import main; main()"
+    options = ["--balance", "upsample", "--augment", "1", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-c", command, "data", "build", str(tmp_path / "rows.jsonl"),
+         "--output", str(first.folder), *options],
+        env={**os.environ, "PYTHONHASHSEED": "7"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout == "", done.stderr
+    assert first.files() == before
+
+
+def test_memory_does_not_grow_with_the_rows(built: Build, tmp_path: Path) -> None:
+    rows = [{**row, "text": row["text"] + " and more of it" * 120} for row in reviews(10_000)]
+    source = write_lines(tmp_path / "many.jsonl", rows)
+    size = source.stat().st_size
+    del rows
+    built(reviews(), "before")  # what is imported stays
+    tracemalloc.start()
+    built([str(source)], near_duplicates="keep")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size > 15e6 and peak < 10e6
 
 
 def test_rejected_rows_keep_all_they_had(built: Build) -> None:

@@ -29,6 +29,7 @@ JAPANESE = "日本語のテキストです。とても良い映画でした。\n
         ("naïve café\n".encode(), "utf-8"),
         ("naïve\n".encode("utf-16"), "utf-8"),  # its mark says what it is
         (b"text\n" + JAPANESE.encode("shift_jis") * 3, "cp932"),
+        (RUSSIAN.encode("cp1251"), "cp1251"),
     ],
 )
 def test_encodings_without_doubt(tmp_path: Path, content: bytes, encoding: str) -> None:
@@ -43,7 +44,6 @@ def test_encodings_without_doubt(tmp_path: Path, content: bytes, encoding: str) 
         (b"text\ncaf\xe9\n", r"a.txt, row 2: .* got byte 0xe9, which could be .* or .*--encoding"),
         ("naïve\n".encode() + b"caf\xe9\n", r"row 2: .* got byte 0xe9, while row 1 is UTF-8 beyond "
          r"ASCII. Save the file in one encoding, or use --bad-rows reject"),
-        (RUSSIAN.encode("cp1251"), r"a.txt, row 1: .* which could be cp1251 \('Привет,'\) or"),
     ],
 )  # fmt: skip
 def test_encodings_in_doubt_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
