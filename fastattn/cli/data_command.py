@@ -165,7 +165,12 @@ def build(
         int, _option(panel=_TRAINING, help="Varied copies of each row: words deleted, swapped.")
     ] = 0,
     format: Annotated[
-        str, _option(panel=_RUN, metavar="jsonl|parquet", help="Of the splits.")
+        str,
+        _option(
+            panel=_RUN,
+            metavar="jsonl|parquet",
+            help="Of the splits.",
+        ),
     ] = "jsonl",
     tokenizer: Annotated[
         str, _option(panel=_RUN, help="For the report: minilm-l6, a folder, a name on the Hub.")

@@ -8,7 +8,7 @@ a near-duplicate is one; of those at the threshold itself 1 % are missed, of clo
 Rows that are linked by a chain of near-duplicates are a cluster.
 
 Bands are sorted one at a time from files, so memory is a few dozen bytes a row. Measured on
-200,000 sentences of reviews (2026-11, one core): 15 s and 74 MiB; 11 s and 273 MiB with rensa's
+200,000 sentences of reviews (2026-11, one core of a busy machine): 15 s and 74 MiB; 11 s and 273 MiB with rensa's
 own LSH index, 220 s and 676 MiB with datasketch's.
 """
 

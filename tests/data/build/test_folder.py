@@ -62,9 +62,11 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     while not (tmp_path / ".out.partial/work/rows.sqlite").exists():
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.01)
-    yield process
-    process.kill()
-    process.communicate()
+    assert process.stderr is not None
+    with process.stderr:
+        yield process
+        process.kill()
+        process.wait()
 
 
 def test_a_killed_build_leaves_no_data_set(
@@ -83,8 +85,9 @@ def test_an_interrupted_build_leaves_nothing(
     running: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     running.send_signal(signal.SIGINT)
-    _, errors = running.communicate()
-    assert running.returncode == 130 and errors.strip() == "Stopped."
+    assert running.stderr is not None
+    assert running.stderr.read().strip() == "Stopped."
+    assert running.wait() == 130
     assert [path.name for path in tmp_path.iterdir()] == ["many.jsonl"]
 
 
