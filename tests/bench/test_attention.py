@@ -89,7 +89,7 @@ def test_memory_is_measured_in_processes_of_their_own() -> None:
 def test_where_eager_does_not_fit_its_score_matrices_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(memory, "_available_bytes", lambda: 0)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 0)
     found = memory.compare(MemoryCase("m", 1, 2, 256, 16, 0.5))
     assert found["eager_is"] == "computed"
     assert found["peak_extra_bytes"]["eager"] == 3 * 4 * 2 * 256**2
