@@ -92,22 +92,18 @@ def _steps(result: Result) -> Any:
         color=[_COLOURS[case["dtype"]] for case in cases],
         height=0.72,
     )
+    longest = max([1.0, *(1.0 / case["ratio"] for case in cases)])
     for index, case in enumerate(cases):
         medians = (case["times"][name]["median_ms"] for name in ("fastattn", case["best_peer"]))
         ours, peer = (_seconds(ms) for ms in medians)
-        axes.text(
-            1.01,
-            index,
-            f"{case['ratio']:.1f}x: {ours} for {peer}",
-            va="center",
-            fontsize=9,
-        )
+        place = max(1.0, 1.0 / case["ratio"]) + 0.01 * longest
+        told = f"{case['ratio']:.1f}x: {ours} for {peer}"
+        axes.text(place, index, told, va="center", fontsize=9)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.5)
+    axes.set_xlim(0, 1.5 * longest)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25%", "50%", "75%", "100%"])
-    axes.set_xlabel(
-        f"time of a step, stock Transformers (grey) = 100%; {_machine(result)}", fontsize=9
-    )
+    label = "time of a step, stock Transformers (grey) = 100%; float32 blue, bfloat16 orange\n"
+    figure.supxlabel(label + _machine(result), fontsize=9, color=_INK)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
