@@ -31,7 +31,7 @@ def attention_summary(result: Result) -> Table:
     """Times and ratios, one line a case."""
     header = ["case", "shape"]
     for words in _PASSES.values():
-        header += [f"{words}, ms", "torch, ms", "ratio"]
+        header += [f"{words}, ms", "best peer, ms", "ratio"]
     rows = []
     for case in _timed(result):
         row = [case["name"], _shape(case)]

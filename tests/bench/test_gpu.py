@@ -16,6 +16,7 @@ from fastattn.bench.problem import make_problem, problem_of
 needs_emulator = pytest.mark.skipif(
     EMULATED.unavailable_reason() is not None, reason=str(EMULATED.unavailable_reason())
 )
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 TINY = AttentionCase("tiny", 2, 1, 20, 16, "float16", dropout_p=0.1)
 
 
@@ -35,7 +36,7 @@ def test_a_case_has_times_and_ratios(result: dict[str, Any]) -> None:
         assert case[name]["ratio"] == pytest.approx(best / ours)
     assert case["packed"]
     # What cannot run here is said, not left out.
-    assert "FlexAttention has no dropout" in case["refused"]["flex"] or case["refused"]["flex"]
+    assert "compiled anew" in case["refused"]["flex"]
     assert "sdpa-cudnn" in case["refused"]
 
 
@@ -60,9 +61,9 @@ def test_two_backends_and_graphs_have_columns() -> None:
         case[name] = {**timed(1.0), "peak_share": 0.5, "graph": timed(0.5)}
     rows = tables.gpu_summary({"cases": [case]}).rows
     assert case["forward"]["ratios"] == {"fastattn-cuda": 1.5, "fastattn-triton": 0.75}
-    assert rows[0] == ["x", "forward", "2.00", "4.00", "3.00", "sdpa-flash", "1.50"] + [
-        *("1.00", "4.00", "3.00", "3.00", "50%", "1.15")
-    ]
+    timed_alone = ["2.00", "4.00", "3.00", "sdpa-flash", "1.50"]
+    as_graphs = ["1.00", "4.00", "3.00", "3.00"]
+    assert rows[0] == ["x", "forward", *timed_alone, *as_graphs, "50%", "1.15"]
 
 
 def test_packed_and_padded_tensors_hold_the_same_tokens() -> None:
@@ -76,6 +77,7 @@ def test_packed_and_padded_tensors_hold_the_same_tokens() -> None:
 
 
 @pytest.mark.gpu
+@needs_gpu
 def test_events_time_the_gpu_and_find_a_cold_cache() -> None:
     x = torch.randn(2**20, device="cuda")
     stopwatch = timing.ByEvents()
@@ -85,6 +87,7 @@ def test_events_time_the_gpu_and_find_a_cold_cache() -> None:
 
 
 @pytest.mark.gpu
+@needs_gpu
 def test_a_graph_repeats_a_call() -> None:
     x = torch.zeros(8, device="cuda")
     replay = timing.captured(lambda: x.add_(1.0))
@@ -94,6 +97,7 @@ def test_a_graph_repeats_a_call() -> None:
 
 
 @pytest.mark.gpu
+@needs_gpu
 def test_a_case_on_the_gpu() -> None:
     case = AttentionCase("x", 2, 2, 64, 32, "float16", dropout_p=0.1)
     found = attention.run_case(case, 2, 1e5, device="cuda", quick=True)
