@@ -8,6 +8,7 @@ import typer
 
 from fastattn.cli.errors import clear_errors
 from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.tasks import TASK_NAMES
 
 _DEFAULT = FinetuneConfig()
 
@@ -26,6 +27,7 @@ def _option(*names: str, help: str, panel: str, **settings: Any) -> Any:
 
 _DATA, _MODEL, _RECIPE, _RUN = "Data", "Model", "Recipe", "Run"
 
+Task = Annotated[str, _option(panel=_DATA, help=f"What to learn: {', '.join(TASK_NAMES)}.")]
 Data = Annotated[
     str,
     _option(
@@ -172,6 +174,7 @@ Debug = Annotated[bool, _option("--debug", panel=_RUN, help="Show the traceback 
 
 def finetune(
     context: typer.Context,
+    task: Task = _DEFAULT.task,
     data: Data = _DEFAULT.data,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
@@ -205,7 +208,7 @@ def finetune(
     progress: Progress = True,
     debug: Debug = False,
 ) -> None:
-    """Fine-tune a BERT for text classification, accelerated.
+    """Fine-tune a BERT for a task, accelerated.
 
     Without options: a MiniLM on IMDB reviews, offline, in minutes on two cores. Saves an ordinary
     checkpoint that plain Transformers loads, with metrics.json and run.json beside it.

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from fastattn.finetune.tasks import DEFAULT_TASK, TASK_NAMES
+
 PACKAGED_DATA = "imdb"
 PACKAGED_MODEL = "minilm-l6"
 
@@ -22,6 +24,7 @@ class FinetuneConfig:
     (:func:`fastattn.data.load`).
     """
 
+    task: str = DEFAULT_TASK
     data: str = PACKAGED_DATA
     text_column: str | None = None
     label_column: str | None = None
@@ -93,6 +96,7 @@ _Rule = tuple[str, Callable[[Any], bool], str]
 
 
 def _rules() -> Iterator[_Rule]:
+    yield "task", lambda x: x in TASK_NAMES, f"one of {', '.join(TASK_NAMES)}"
     for field in ("batch_size", "eval_batch_size"):
         yield field, lambda x: _whole(x, 1), "a whole number of at least 1"
     for field in ("max_steps", "save_steps", "threads"):

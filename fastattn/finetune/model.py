@@ -75,8 +75,14 @@ def load_tokenizer(source: str, config: FinetuneConfig) -> Any:
     return tokenizer
 
 
-def load_config(source: str, config: FinetuneConfig, label_names: list[str]) -> Any:
+def load_config(
+    source: str, config: FinetuneConfig, auto_model: Any, label_names: list[str]
+) -> Any:
     """Loads a model's configuration, for these classes and with the dropout asked for.
+
+    Args:
+        auto_model: Transformers' class that will load the model, with the head of the task.
+        label_names: the classes; empty if the task has none.
 
     Raises:
         ValueError: it cannot be loaded, is too short for max_length, or was already fine-tuned
@@ -94,16 +100,8 @@ def load_config(source: str, config: FinetuneConfig, label_names: list[str]) -> 
             f"finetune: max_length must be at most the {longest} positions of the model; got "
             f"{config.max_length}. Set it with --max-length."
         )
-    architectures = model_config.architectures or [""]
-    is_classifier = architectures[0].endswith("ForSequenceClassification")
-    if is_classifier and model_config.num_labels != len(label_names):
-        raise ValueError(
-            f"finetune: model must have as many classes as the data, {len(label_names)}; got "
-            f"{model_config.num_labels} in {source}. Start from the model it was trained from."
-        )
-    model_config.num_labels = len(label_names)
-    model_config.id2label = dict(enumerate(label_names))
-    model_config.label2id = {name: index for index, name in enumerate(label_names)}
+    if label_names:
+        _set_classes(model_config, source, auto_model, label_names)
     if config.dropout is not None:
         model_config.hidden_dropout_prob = config.dropout
         model_config.attention_probs_dropout_prob = config.dropout
@@ -111,13 +109,26 @@ def load_config(source: str, config: FinetuneConfig, label_names: list[str]) -> 
     return model_config
 
 
-def load_model(source: str, model_config: Any) -> Any:
-    """Loads the stock model with a classification head, in float32."""
+def _set_classes(model_config: Any, source: str, auto_model: Any, label_names: list[str]) -> None:
+    # AutoModelForTokenClassification loads what ends in ForTokenClassification.
+    head = auto_model.__name__.removeprefix("AutoModel")
+    has_head = any(name.endswith(head) for name in model_config.architectures or ())
+    if has_head and model_config.num_labels != len(label_names):
+        raise ValueError(
+            f"finetune: model must have as many classes as the data, {len(label_names)}; got "
+            f"{model_config.num_labels} in {source}. Start from the model it was trained from."
+        )
+    model_config.num_labels = len(label_names)
+    model_config.id2label = dict(enumerate(label_names))
+    model_config.label2id = {name: index for index, name in enumerate(label_names)}
+
+
+def load_model(source: str, model_config: Any, auto_model: Any) -> Any:
+    """Loads the stock model with the head of ``auto_model``, in float32."""
     import torch
-    from transformers import AutoModelForSequenceClassification
 
     try:
-        return AutoModelForSequenceClassification.from_pretrained(
+        return auto_model.from_pretrained(
             source,
             config=model_config,
             dtype=torch.float32,
@@ -170,8 +181,8 @@ def _offline(source: str) -> dict[str, Any]:
 def _unusable(source: str, error: Exception) -> ValueError:
     if Path(source).is_dir():
         return ValueError(
-            f"finetune: model must be one that Transformers loads for text classification; got "
-            f"{source} ({error}). Check its files."
+            f"finetune: model must be one that Transformers loads for this task; got {source} "
+            f"({error}). Check its files."
         )
     from fastattn.data.sources import hub_is_reachable
 
