@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from fastattn import testing
@@ -43,14 +45,7 @@ class Problem(NamedTuple):
 
     def without_dropout(self) -> Problem:
         """Returns the same problem for verification: no two peers draw the same bits."""
-        return self._replace(case=replace_dropout(self.case, 0.0))
-
-
-def replace_dropout(case: AttentionCase, dropout_p: float) -> AttentionCase:
-    """Returns the case with another probability of dropout."""
-    import dataclasses
-
-    return dataclasses.replace(case, dropout_p=dropout_p)
+        return self._replace(case=dataclasses.replace(self.case, dropout_p=0.0))
 
 
 def make_problem(case: AttentionCase, device: str = "cpu", seed: int = 0) -> Problem:
@@ -135,8 +130,6 @@ def samples(problem: Problem) -> Iterator[Sample]:
 
 def _by_chunks(q: Tensor, k: Tensor, v: Tensor, dout: Tensor) -> Results:
     """Torch's plain attention of (length, head_dim), a few rows of q at a time."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
     outs, grads = [], []
     with sdpa_kernel(SDPBackend.MATH):

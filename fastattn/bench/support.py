@@ -152,7 +152,13 @@ def ask(backend: Any, device: Device) -> Row:
         def serves_hidden(op: str, size: int) -> bool:
             return not backend.hidden_reasons(HiddenCall(op, device.type, torch.float16, size))
 
-        dims = {dtype: _largest(lambda n, d=dtype: serves(d, n, False)) for dtype in DTYPES}  # type: ignore[misc]
+        def largest_head_dim(dtype: str) -> int:
+            return _largest(lambda head_dim: serves(dtype, head_dim, False))
+
+        def largest_hidden_size(op: str) -> int:
+            return _largest(lambda size: serves_hidden(op, size))
+
+        dims = {dtype: largest_head_dim(dtype) for dtype in DTYPES}
         served = [dtype for dtype in DTYPES if dims[dtype]]
         refused = [
             words
@@ -161,7 +167,7 @@ def ask(backend: Any, device: Device) -> Row:
         ]
         if not all(serves(dtype, 64, True) for dtype in served):
             refused.append(PACKED)
-        sizes = {op: _largest(lambda n, o=op: serves_hidden(o, n)) for op in _HIDDEN_OPS}  # type: ignore[misc]
+        sizes = {op: largest_hidden_size(op) for op in _HIDDEN_OPS}
     return Row(backend.NAME, dims, tuple(refused), sizes)
 
 
