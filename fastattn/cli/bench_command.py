@@ -144,6 +144,7 @@ def all_kinds(
 
     A kind that fails does not keep the others from being measured; the exit code is then 1.
     """
+    failed: list[str] = []
     with clear_errors(debug):
         from fastattn.bench.kinds import kinds_of
 
@@ -153,7 +154,6 @@ def all_kinds(
                 f"bench all: output must be a folder, as there is a file for each kind; got "
                 f"{output!r}. Leave the suffix out."
             )
-        failed = []
         for kind in kinds_of(device):
             typer.echo(f"== {kind}")
             try:
@@ -163,9 +163,9 @@ def all_kinds(
                     raise
                 typer.echo(f"{kind} failed: {type(error).__name__}: {error}", err=True)
                 failed.append(kind)
-        if failed:
-            typer.echo(f"Failed: {', '.join(failed)}.", err=True)
-            raise typer.Exit(1)
+    if failed:
+        typer.echo(f"Failed: {', '.join(failed)}.", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()
