@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from fastattn.data.files import DEFAULT_LABEL_COLUMN, READERS, Rows, read_file, select_columns
+from fastattn.data.peptides import PACKAGED_PEPTIDES, read_packaged_peptides
 from fastattn.data.readers.sources import SPLIT_NAMES
 from fastattn.errors import DataError
 
@@ -39,9 +40,10 @@ def read(data: str, text_column: str | None = None, label_column: str | None = N
     """Reads a source.
 
     Args:
-        data: "imdb" (the packaged reviews), a CSV, TSV, JSON Lines or Parquet file, a folder with
-            a ``train`` file of one of these kinds and perhaps ``validation`` and ``test`` files,
-            or a data set of the Hub such as "stanfordnlp/imdb".
+        data: "imdb" (the packaged reviews), "peptides" (the packaged protein sequences), a CSV,
+            TSV, JSON Lines or Parquet file, a folder with a ``train`` file of one of these kinds
+            and perhaps ``validation`` and ``test`` files, or a data set of the Hub such as
+            "stanfordnlp/imdb".
         text_column: name of the column with the texts. Default: "text".
         label_column: name of the column with the classes. Default: "label".
 
@@ -51,6 +53,11 @@ def read(data: str, text_column: str | None = None, label_column: str | None = N
     path = Path(data).expanduser()
     if data == PACKAGED_IMDB:
         return _read_packaged(text_column, label_column)
+    if data == PACKAGED_PEPTIDES:
+        _refuse_columns("peptides", text_column, label_column)
+        rows, names = read_packaged_peptides()
+        source = "peptides (5,200 sequences of the package modlamp)"
+        return Source(source, rows, label_names=names)
     if path.is_dir():
         return _read_folder(path, text_column, label_column)
     if path.exists() or path.suffix.lower() in READERS or not may_be_hub_id(data):
@@ -100,12 +107,16 @@ def may_be_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def _read_packaged(text_column: str | None, label_column: str | None) -> Source:
+def _refuse_columns(name: str, text_column: str | None, label_column: str | None) -> None:
     if text_column or label_column:
         raise DataError(
-            "data: text_column and label_column must be left out for the packaged IMDB reviews; "
+            f"data: text_column and label_column must be left out for the packaged {name}; "
             f"got {text_column or label_column!r}. They are for --data with a file of your own."
         )
+
+
+def _read_packaged(text_column: str | None, label_column: str | None) -> Source:
+    _refuse_columns("IMDB reviews", text_column, label_column)
     import pandas as pd
 
     table = pd.read_csv(packaged_reviews_path(), dtype={"text": str, "source": str})
