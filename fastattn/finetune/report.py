@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.tasks import DEFAULT_TASK
 from fastattn.finetune.tasks.base import Task, TaskData
 
 
@@ -60,8 +61,10 @@ def print_start(
 
 def print_result(console: Console, task: Task, metrics: dict[str, Any], folder: Path) -> None:
     """Prints the figures of a run, and what to type next."""
-    rows = [
-        (f"test {task.metric.replace('_', ' ')}", _score(task, metrics)),
+    rows = [(f"test {task.metric.replace('_', ' ')}", _score(task, metrics))]
+    if task.further_metrics:
+        rows.append(("", _further(task, metrics)))
+    rows += [
         (
             "training",
             f"{metrics['train_seconds']:.1f} s for {metrics[f'train_{task.examples}']:,} "
@@ -79,6 +82,7 @@ def print_result(console: Console, task: Task, metrics: dict[str, Any], folder: 
             ("training step" if index == 0 else "", line)
             for index, line in enumerate(_comparison(metrics["compare"]))
         ]
+    rows += [("note" if index == 0 else "", note) for index, note in enumerate(metrics["notes"])]
     rows.append(("total", f"{metrics['total_seconds']:.1f} s"))
     console.print()
     for name, words in rows:
@@ -99,6 +103,13 @@ def _score(task: Task, metrics: dict[str, Any]) -> str:
     return (
         f"{score:.3f}{interval} on {count:,} held-out {task.examples}; "
         f"{metrics['baseline']}: {metrics[f'baseline_{task.metric}']:.3f}"
+    )
+
+
+def _further(task: Task, metrics: dict[str, Any]) -> str:
+    found = ((name, metrics.get(f"test_{name}")) for name in task.further_metrics)
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:.3f}" for name, value in found if value is not None
     )
 
 
@@ -136,18 +147,24 @@ def _comparison(compare: dict[str, Any]) -> list[str]:
 
 def _next_steps(task: Task, folder: Path) -> str:
     where = shlex.quote(str(folder))
-    usage = task.usage(folder).replace("\n", "\n    ")
+    file, kind = task.own_file
+    # Not indented: Python would refuse its second line.
+    usage = task.usage(folder)
     return f"""
 Saved in {folder}: the model and its tokenizer, metrics.json, run.json.
 
 What to type next (activate the environment first if there is one: . .venv/bin/activate)
   Use it, with plain Transformers:
-    python -c "{usage}"
-  Train on your own data, a CSV file with the columns text and label:
-    fastattn finetune --data reviews.csv --output runs/mine
+python -c "{usage}"
+  Train on your own data, {kind} with {task.columns}:
+    fastattn finetune{_task_option(task)} --data {file} --output runs/mine
   See all settings, check this installation, run the tests (in the source folder):
     fastattn finetune --help
     fastattn check
     make test
   Go on with this run for longer:
-    fastattn finetune --resume --output {where} --epochs 2"""
+    fastattn finetune{_task_option(task)} --resume --output {where} --epochs 2"""
+
+
+def _task_option(task: Task) -> str:
+    return "" if task.name == DEFAULT_TASK else f" --task {task.name}"

@@ -148,6 +148,7 @@ def _train(config: FinetuneConfig, prepared: _Prepared) -> tuple[dict[str, Any],
         f"test_{task.examples}": result.num_examples,
         f"baseline_{task.metric}": baseline.score,
         "baseline": baseline.words,
+        "notes": _notes(train=train_set, validation=validation, test=test),
         f"validation_{task.metric}": _last(trainer, f"eval_{task.metric}"),
         "train_loss": train_loss,
         f"train_{task.examples}": len(data.train),
@@ -167,6 +168,13 @@ def _train(config: FinetuneConfig, prepared: _Prepared) -> tuple[dict[str, Any],
         **peak_memory(),
     }
     return metrics, trainer, train_set
+
+
+def _notes(**sets: Encoded | None) -> list[str]:
+    """What the features of each set lack."""
+    return [
+        f"{name}: {note}" for name, encoded in sets.items() if encoded for note in encoded.notes
+    ]
 
 
 def peak_memory() -> dict[str, int | None]:
