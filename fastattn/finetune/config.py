@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from fastattn.finetune.recipes import RECIPES
 from fastattn.finetune.tasks import DEFAULT_TASK, TASK_NAMES
 
 PACKAGED_DATA = "imdb"
@@ -21,9 +22,12 @@ class FinetuneConfig:
 
     Sizes that are None have a default that depends on the data: the packaged reviews train on
     as many as make a good classifier in minutes on two cores, other data on all there is
-    (:func:`fastattn.data.load`).
+    (:func:`fastattn.data.load`). A recipe (:data:`fastattn.finetune.recipes.RECIPES`) takes the
+    place of these defaults, and what is given beside it goes first:
+    ``FinetuneConfig(recipe="imdb", epochs=2)``.
     """
 
+    recipe: str | None = None
     task: str = DEFAULT_TASK
     data: str = PACKAGED_DATA
     text_column: str | None = None
@@ -32,6 +36,7 @@ class FinetuneConfig:
     validation_size: Size | None = None
     test_size: Size | None = None
     split_seed: int = 0
+    augment: int = 0
     model: str = PACKAGED_MODEL
     output: str | None = None
     overwrite: bool = False
@@ -44,17 +49,33 @@ class FinetuneConfig:
     warmup_ratio: float = 0.1
     warmup_steps: int | None = None
     weight_decay: float = 0.01
+    label_smoothing: float = 0.0
     dropout: float | None = None
     max_length: int = 512
     truncation_side: str = "left"
     bf16: bool = False
     seed: int = 0
+    eval_steps: int | None = None
+    patience: int | None = None
+    keep: str = "best"
     save_steps: int | None = None
     patch: bool = True
     device: str = "auto"
     threads: int | None = None
     compare_steps: int = 5
+    tensorboard: bool | None = None
     progress: bool = True
+
+    def __new__(cls, *args: Any, **given: Any) -> FinetuneConfig:
+        config = super().__new__(cls)
+        config._given = frozenset(given)  # the rest has its default, which a recipe replaces
+        return config
+
+    def __post_init__(self) -> None:
+        given = self.__dict__.pop("_given")
+        for name, value in RECIPES.get(self.recipe or "", {}).items():
+            if name not in given:
+                setattr(self, name, value)
 
     def check(self) -> None:
         """Raises a ValueError that names the first setting that breaks its rule."""
@@ -66,6 +87,12 @@ class FinetuneConfig:
             raise ValueError(
                 "finetune: overwrite must not be given together with resume; got both. "
                 "Choose to start again or to go on."
+            )
+        if self.patience is not None and (self.keep != "best" or self.validation_size == 0):
+            raise ValueError(
+                "finetune: patience must be given together with a validation set and with "
+                f"keep='best'; got validation_size={self.validation_size!r} and "
+                f"keep={self.keep!r}. Leave --patience out to train to the end."
             )
 
     def as_dict(self) -> dict[str, Any]:
@@ -96,12 +123,13 @@ _Rule = tuple[str, Callable[[Any], bool], str]
 
 
 def _rules() -> Iterator[_Rule]:
+    yield "recipe", lambda x: x is None or x in RECIPES, f"one of {', '.join(RECIPES)}"
     yield "task", lambda x: x in TASK_NAMES, f"one of {', '.join(TASK_NAMES)}"
     for field in ("batch_size", "eval_batch_size"):
         yield field, lambda x: _whole(x, 1), "a whole number of at least 1"
-    for field in ("max_steps", "save_steps", "threads"):
+    for field in ("max_steps", "save_steps", "eval_steps", "patience", "threads"):
         yield field, lambda x: x is None or _whole(x, 1), "a whole number of at least 1"
-    for field in ("seed", "split_seed", "compare_steps"):
+    for field in ("seed", "split_seed", "compare_steps", "augment"):
         yield field, lambda x: _whole(x, 0), "a whole number of at least 0"
     yield "warmup_steps", lambda x: x is None or _whole(x, 0), "a whole number of at least 0"
     yield (
@@ -117,6 +145,12 @@ def _rules() -> Iterator[_Rule]:
     )
     for field in ("weight_decay", "warmup_ratio"):
         yield field, lambda x: _number(x) and 0 <= x <= 1, "between 0 and 1"
+    yield (
+        "label_smoothing",
+        lambda x: _number(x) and 0 <= x < 1,
+        "at least 0 and below 1 (0.1 is usual)",
+    )
+    yield "keep", lambda x: x in ("best", "last"), '"best" or "last"'
     yield "dropout", lambda x: x is None or (_number(x) and 0 <= x < 1), "at least 0 and below 1"
     yield "device", lambda x: x in ("auto", "cpu", "cuda"), '"auto", "cpu" or "cuda"'
     yield "truncation_side", lambda x: x in ("left", "right"), '"left" or "right"'

@@ -2,7 +2,10 @@
 
 run.json                 command, settings, versions, machine, split; written first
 checkpoints/             the Trainer's own checkpoints, for --resume
+tensorboard/             curves in TensorBoard's format, if it is installed
 config.json, model.safetensors, tokenizer files: the model, whole or not there at all
+curves.png               loss, metric, learning rate and speed by step
+README.md                the model card; one that this command did not write is left alone
 metrics.json             every figure of the run; written last
 """
 
@@ -20,6 +23,8 @@ from typing import Any
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
 CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+CURVES_FILE = "curves.png"
 _STAGING = ".fastattn-partial"  # the model is written here and moved when it is whole
 
 # Any of these shows that a folder holds a run or a model already.
@@ -27,6 +32,7 @@ _RESULTS = (
     *(RUN_FILE, METRICS_FILE, CHECKPOINTS, "config.json", "model.safetensors"),
     *("model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+    *(CURVES_FILE, TENSORBOARD),
 )
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _DEFAULT_ROOT = "runs"
@@ -105,12 +111,16 @@ class OutputFolder:
         return run if isinstance(run, dict) else {}
 
     def start(self, resume: bool) -> None:
-        """Makes the folder; a run that starts afresh drops the checkpoints of the one before."""
+        """Makes the folder; a run that starts afresh drops checkpoints and curves of the last."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if not resume and self.checkpoints.is_dir():
+        if resume:
+            return
+        if self.checkpoints.is_dir():
             for entry in self.checkpoints.iterdir():
                 if _CHECKPOINT.fullmatch(entry.name):
                     shutil.rmtree(entry)
+        for entry in (self.path / TENSORBOARD).glob("events.out.tfevents.*"):
+            entry.unlink()
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Writes a file in one move, so that it is never half there."""

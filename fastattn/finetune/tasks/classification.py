@@ -27,6 +27,8 @@ class Classification(Task):
     examples = "texts"
     metric = "accuracy"
     metric_is_share = True
+    can_smooth_labels = True
+    augmented_field = "text"
     auto_model = AutoModelForSequenceClassification
 
     def load_data(self, config: FinetuneConfig) -> TaskData:

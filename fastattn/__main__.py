@@ -1,0 +1,5 @@
+"""``python -m fastattn``: the command line, for launchers that start modules."""
+
+from fastattn.cli import main
+
+main()
