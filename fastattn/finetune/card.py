@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fastattn.finetune.output import CURVES_FILE
 from fastattn.finetune.tasks.base import Task
 
 CARD_FILE = "README.md"
+Record = Mapping[str, Any]
 _MARK = "<!-- Written by fastattn finetune, which replaces it. Delete this line to keep it. -->"
 
 # The tasks' names on the Hub, where they differ.
@@ -28,8 +30,8 @@ def write(
     folder: Path,
     config: FinetuneConfig,
     task: Task,
-    record: dict[str, Any],
-    metrics: dict[str, Any],
+    record: Record,
+    metrics: Record,
 ) -> bool:
     """Writes the card, and returns True; False if there is one that this command did not write."""
     path = folder / CARD_FILE
@@ -43,8 +45,8 @@ def _text(
     folder: Path,
     config: FinetuneConfig,
     task: Task,
-    record: dict[str, Any],
-    metrics: dict[str, Any],
+    record: Record,
+    metrics: Record,
 ) -> str:
     name = folder.resolve().name
     sizes = record["data"]["sizes"]
@@ -87,7 +89,7 @@ Trained {metrics["train_steps"]:,} steps of {metrics["global_batch_size"]} {task
 """
 
 
-def _header(name: str, config: FinetuneConfig, task: Task, metrics: dict[str, Any]) -> str:
+def _header(name: str, config: FinetuneConfig, task: Task, metrics: Record) -> str:
     pipeline = _PIPELINES.get(task.name, task.name)
     results = None
     if f"test_{task.metric}" in metrics:
@@ -110,7 +112,7 @@ def _header(name: str, config: FinetuneConfig, task: Task, metrics: dict[str, An
     return header.to_yaml()
 
 
-def _results(task: Task, metrics: dict[str, Any]) -> str:
+def _results(task: Task, metrics: Record) -> str:
     rows = [
         (f"test {task.metric}", metrics.get(f"test_{task.metric}")),
         ("test loss", metrics.get("test_loss")),
@@ -133,7 +135,7 @@ def _recipe(config: FinetuneConfig) -> str:
     return "\n".join(["| setting | value |", "| --- | --- |", *lines])
 
 
-def _machine(record: dict[str, Any]) -> str:
+def _machine(record: Record) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in record["versions"].items() if value)
     devices = record["gpus"].get("devices", ())
     machine = [record["cpu"]["model"], *(device["name"] for device in devices)]
