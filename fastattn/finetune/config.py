@@ -68,11 +68,12 @@ class FinetuneConfig:
 
     def __new__(cls, *args: Any, **given: Any) -> FinetuneConfig:
         config = super().__new__(cls)
-        config._given = frozenset(given)  # the rest has its default, which a recipe replaces
+        # The rest has its default, which a recipe replaces.
+        config.__dict__["_given"] = frozenset(given)
         return config
 
     def __post_init__(self) -> None:
-        given = self.__dict__.pop("_given")
+        given = self.__dict__.pop("_given", ())
         for name, value in RECIPES.get(self.recipe or "", {}).items():
             if name not in given:
                 setattr(self, name, value)

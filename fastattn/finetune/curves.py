@@ -44,9 +44,9 @@ def require_libraries(tensorboard: bool | None) -> None:
 
 def tensorboard_callback(output: Path) -> TensorBoardCallback:
     """Returns the Trainer's own callback, set to write into ``output``/tensorboard."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return TensorBoardCallback(SummaryWriter(str(output / TENSORBOARD)))
+    callback = TensorBoardCallback()
+    callback.logging_dir = str(output / TENSORBOARD)
+    return callback
 
 
 def points(history: History, name: str) -> Points:
@@ -71,7 +71,7 @@ def draw(history: History, metric: str, best_step: int | None, path: Path) -> No
         ("loss", {"loss": "training", "eval_loss": "validation"}),
         (metric.replace("_", " "), {f"eval_{metric}": "validation"}),
         ("learning rate", {"learning_rate": ""}),
-        ("tokens/s", {"tokens_per_second": ""}),
+        ("tokens/s, mean so far", {"tokens_per_second": ""}),
     )
     for ax, (title, lines) in zip(axes, panels, strict=True):
         for name, label in lines.items():

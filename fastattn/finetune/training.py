@@ -136,10 +136,11 @@ def _checkpoints(
                 # How long early stopping has waited, for a run that is resumed.
                 "restore_callback_states_from_checkpoint": True,
             }
+    limit = 2 if "load_best_model_at_end" in saving else 1
     return {
         # Absolute, because the state of a run holds the path of its best checkpoint.
         "output_dir": str(folder.resolve()),
-        "save_total_limit": 1,
+        "save_total_limit": limit,
         **evaluation,
         **saving,
     }
