@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from click.core import ParameterSource
 
 from fastattn.cli.errors import BAD_INPUT, clear_errors
 from fastattn.finetune.config import FinetuneConfig
@@ -292,9 +291,10 @@ def given_settings(context: typer.Context) -> FinetuneConfig:
     given = {
         name: value
         for name, value in context.params.items()
-        if name in names and context.get_parameter_source(name) != ParameterSource.DEFAULT
+        # By its name: some versions of typer bring a click of their own.
+        if name in names and getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"
     }
-    if context.params["no_compare"]:
+    if context.params.get("no_compare"):
         given["compare_steps"] = 0
     return FinetuneConfig(**given)
 

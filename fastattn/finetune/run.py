@@ -6,6 +6,7 @@ import datetime
 import resource
 import shlex
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -42,10 +43,11 @@ _MAY_CHANGE = {
 
 
 class FinetuneResult(NamedTuple):
-    """Where a run was saved, and its figures: what metrics.json holds."""
+    """Where a run was saved, its figures (what metrics.json holds), and what was logged."""
 
     output: Path
     metrics: dict[str, Any]
+    history: curves.History = ()
 
 
 class _Prepared(NamedTuple):
@@ -93,15 +95,17 @@ def finetune(
     if not processes.is_first:
         config, console = replace(config, progress=False), None
     console = console or Console(quiet=not config.progress, highlight=False)
-    prepared = processes.together(lambda: _prepare(config, console, processes, train_on_validation))
+    prepared = processes.together(
+        lambda: _prepare(config, console, processes, test, train_on_validation)
+    )
     folder, replaced = prepared.folder, prepared.before.get("files", [])
     record = _run_record(config, prepared, processes)
     processes.together(lambda: _start(config, prepared, record, processes))
     with processes.in_step():
         metrics, trainer, train_set = _train(config, prepared, processes, test)
-    if not processes.is_first:
-        return FinetuneResult(folder.path, metrics)
     history = trainer.state.log_history
+    if not processes.is_first:
+        return FinetuneResult(folder.path, metrics, history)
     record["files"] = folder.save(
         lambda staging: _save(trainer, prepared, history, metrics, staging), replaced
     )
@@ -122,11 +126,41 @@ def finetune(
         )
     folder.write_json(RUN_FILE, {**record, "status": "finished", "finished": _now()})
     report.print_result(console, prepared.task, metrics, folder.path)
-    return FinetuneResult(folder.path, metrics)
+    return FinetuneResult(folder.path, metrics, history)
+
+
+def test_saved(config: FinetuneConfig, folder: Path) -> dict[str, Any]:
+    """Evaluates the model of a run on its test set, and adds the figures to what is saved there.
+
+    Args:
+        config: the settings of the run.
+        folder: what it saved.
+
+    Returns:
+        The figures of the run and of the test, as metrics.json then holds them.
+    """
+    task, output = get_task(config.task), OutputFolder(folder)
+    data = task.load_data(config)
+    tokenizer = task.load_tokenizer(str(folder), data, config)
+    model = task.load_model(str(folder), tokenizer, data, config)
+    if config.patch:
+        models.accelerate(model)
+    test = task.encode(data.test, tokenizer, config)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer, _ = make_trainer(config, task, model, tokenizer, test, None, Path(scratch))
+        figures = _test_figures(trainer, task, data, test)
+    metrics = {**output.read_json(METRICS_FILE), **figures}
+    output.write_json(METRICS_FILE, metrics)
+    card.write(folder, config, task, output.read_run(), metrics)
+    return metrics
 
 
 def _prepare(
-    config: FinetuneConfig, console: Console, processes: Processes, train_on_validation: bool
+    config: FinetuneConfig,
+    console: Console,
+    processes: Processes,
+    test: bool,
+    train_on_validation: bool,
 ) -> _Prepared:
     config.check()
     choose_device(config)
@@ -151,6 +185,11 @@ def _prepare(
             f"finetune: patience must be given together with a validation set; got "
             f"{config.patience} and data without one. Leave --patience out, or give the data a "
             "validation set."
+        )
+    if not test and not data.validation:
+        raise ValueError(
+            f"search: data must have a validation set, which decides; got none in {config.data}. "
+            "Set --validation-size."
         )
     tokenizer = task.load_tokenizer(source, data, config)
     set_seed(config.seed)  # a new head is drawn from it
