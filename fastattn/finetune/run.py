@@ -129,7 +129,7 @@ def finetune(
     return FinetuneResult(folder.path, metrics, history)
 
 
-def test_saved(config: FinetuneConfig, folder: Path) -> dict[str, Any]:
+def evaluate_saved(config: FinetuneConfig, folder: Path) -> dict[str, Any]:
     """Evaluates the model of a run on its test set, and adds the figures to what is saved there.
 
     Args:

@@ -33,11 +33,12 @@ import psutil
 import torch
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
+from transformers.utils import logging as transformers_logging
 
 from fastattn.finetune import search_report, training
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.output import CHECKPOINTS, DATABASE, SEARCH_FILE, OutputFolder, choose_folder
-from fastattn.finetune.run import finetune, test_saved
+from fastattn.finetune.run import evaluate_saved, finetune
 from fastattn.finetune.search_config import SearchConfig
 from fastattn.finetune.tasks import get_task
 
@@ -174,6 +175,8 @@ def _work_in_processes(shared: _Search, console: Console) -> None:
 
 def _worker(shared: _Search, errors: Any) -> None:
     """A process of its own that runs trials."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         _work(shared, Console(quiet=True), wait=False)
     except KeyboardInterrupt:
@@ -340,7 +343,7 @@ def _winner_metrics(shared: _Search, best: FrozenTrial, console: Console) -> dic
             ". Run this there, or use --winner retrain."
         )
     shutil.copytree(source, target, dirs_exist_ok=True)
-    return test_saved(config, target)
+    return evaluate_saved(config, target)
 
 
 @contextlib.contextmanager
