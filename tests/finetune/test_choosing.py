@@ -104,7 +104,8 @@ def test_label_smoothing_is_the_trainers_own(config: FinetuneConfig, tmp_path: P
     sharp = finetune(replace(config, output=str(tmp_path / "sharp"), label_smoothing=0.0))
     torch.testing.assert_close(weights(ours.output), weights(stock.output), rtol=1e-3, atol=1e-4)
     assert ours.metrics["train_loss"] == pytest.approx(stock.metrics["train_loss"], rel=1e-4)
-    assert ours.metrics["train_loss"] != pytest.approx(sharp.metrics["train_loss"], rel=1e-4)
+    # A model that knows nothing has the same loss either way, but for what six steps taught it.
+    assert abs(ours.metrics["train_loss"] - sharp.metrics["train_loss"]) > 1e-5
 
 
 def test_smoothed_loss_of_a_packed_batch(tiny_bert: Path, tmp_path: Path) -> None:
