@@ -313,7 +313,7 @@ def one_message() -> Iterator[None]:
             same_everywhere and not distributed.is_first_process()
         ):
             distributed.wait_for_the_message()
-            raise typer.Exit(BAD_INPUT) from error
+            raise SystemExit(BAD_INPUT) from error
         raise
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
@@ -17,6 +18,7 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
+_PATIENCE_S = 30.0
 # What gloo and NCCL say when another process has gone.
 _GONE = re.compile(r"closed by peer|reset by peer|remote process exited|ncclRemoteError", re.I)
 
@@ -109,9 +111,5 @@ def wait_for_the_message() -> None:
     if dist.is_initialized():
         with contextlib.suppress(Exception):
             dist.barrier()
-
-
-def leave() -> None:
-    """Closes the connection to the other processes, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    else:
+        time.sleep(_PATIENCE_S)  # the launcher ends this process sooner

@@ -27,6 +27,7 @@ TENSORBOARD = "tensorboard"
 CURVES_FILE = "curves.png"
 DATABASE = "search.db"
 SEARCH_FILE = "search.json"
+TRIALS = "trials"
 _STAGING = ".fastattn-partial"  # the model is written here and moved when it is whole
 
 # Any of these shows that a folder holds a run or a model already.
@@ -142,6 +143,9 @@ class OutputFolder:
         if not resume:
             for name in (DATABASE, SEARCH_FILE):
                 (self.path / name).unlink(missing_ok=True)
+            for run in (self.path / TRIALS).glob(f"*/{RUN_FILE}"):
+                if run.parent.name.isdigit():
+                    shutil.rmtree(run.parent)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Writes a file in one move, so that it is never half there."""

@@ -94,9 +94,9 @@ def finetune(
     processes = distributed.join(on_cpu=config.device == "cpu" or not torch.cuda.is_available())
     if not processes.is_first:
         config, console = replace(config, progress=False), None
-    console = console or Console(quiet=not config.progress, highlight=False)
+    screen = console or Console(quiet=not config.progress, highlight=False)
     prepared = processes.together(
-        lambda: _prepare(config, console, processes, test, train_on_validation)
+        lambda: _prepare(config, screen, processes, test, train_on_validation)
     )
     folder, replaced = prepared.folder, prepared.before.get("files", [])
     record = _run_record(config, prepared, processes)
@@ -121,11 +121,9 @@ def finetune(
     metrics["total_seconds"] = time.perf_counter() - started
     folder.write_json(METRICS_FILE, metrics)
     if not card.write(folder.path, config, prepared.task, record, metrics):
-        report.print_note(
-            console, f"{card.CARD_FILE} in {folder.path} is yours, and was left alone"
-        )
+        report.print_note(screen, f"{card.CARD_FILE} in {folder.path} is yours, and was left alone")
     folder.write_json(RUN_FILE, {**record, "status": "finished", "finished": _now()})
-    report.print_result(console, prepared.task, metrics, folder.path)
+    report.print_result(screen, prepared.task, metrics, folder.path)
     return FinetuneResult(folder.path, metrics, history)
 
 

@@ -37,13 +37,19 @@ from transformers.utils import logging as transformers_logging
 
 from fastattn.finetune import search_report, training
 from fastattn.finetune.config import FinetuneConfig
-from fastattn.finetune.output import CHECKPOINTS, DATABASE, SEARCH_FILE, OutputFolder, choose_folder
+from fastattn.finetune.output import (
+    CHECKPOINTS,
+    DATABASE,
+    SEARCH_FILE,
+    TRIALS,
+    OutputFolder,
+    choose_folder,
+)
 from fastattn.finetune.run import evaluate_saved, finetune
 from fastattn.finetune.search_config import SearchConfig
 from fastattn.finetune.tasks import get_task
 
 BEST = "best"
-TRIALS = "trials"
 PARAMETER = "learning_rate"
 
 _HEARTBEAT_S = 30
