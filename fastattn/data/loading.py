@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 from fastattn.data import labels, sources
 from fastattn.data.clean import Row, deduplicate, replace_breaks
 from fastattn.data.files import Rows
-from fastattn.data.splits import Size, Sizes, Texts, check_sizes, make_splits
+from fastattn.data.splits import (
+    Size,
+    Sizes,
+    Texts,
+    check_sizes,
+    make_splits,
+    remove_shared,
+)
 
 
 class Splits(NamedTuple):
@@ -65,7 +72,7 @@ def load(
             "duplicates": result.duplicates,
             "conflicting_labels": result.conflicts,
         }
-    leaks = _remove_shared(kept)
+    leaks = remove_shared(kept)
     for name, count in leaks.items():
         report[f"{name}_rows"]["also_held_out"] = count
     chosen = make_splits(kept["train"], kept.get("validation"), kept.get("test"), sizes, split_seed)
@@ -82,20 +89,6 @@ def load(
 def _texts(rows: Rows, has_line_breaks: bool) -> list[str]:
     texts = [text or "" for text in rows.texts]
     return [replace_breaks(text) for text in texts] if has_line_breaks else texts
-
-
-def _remove_shared(kept: dict[str, list[Row]]) -> dict[str, int]:
-    """Takes out of train what validation or test holds, and out of validation what test holds."""
-    held_out: set[str] = set()
-    removed: dict[str, int] = {}
-    for name in ("test", "validation", "train"):
-        if name not in kept:
-            continue
-        before = len(kept[name])
-        kept[name] = [row for row in kept[name] if row.key not in held_out]
-        removed[name] = before - len(kept[name])
-        held_out.update(row.key for row in kept[name])
-    return removed
 
 
 def _as_texts(rows: Sequence[Row]) -> Texts:

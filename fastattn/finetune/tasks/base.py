@@ -14,8 +14,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
+from fastattn.finetune import fresh
 from fastattn.finetune import model as models
 from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.defaults import FRESH_MODELS
 
 Example = Mapping[str, Any]
 Scorer = Callable[[EvalPrediction], dict[str, float]]
@@ -46,11 +48,18 @@ class Encoded(torch.utils.data.Dataset):
     """Examples as the model reads them: token ids, cut to a length; padding is the collator's.
 
     An example may become several features (long passages) and features may belong to none.
+    ``notes`` say what of the examples the features lack, for people.
     """
 
-    def __init__(self, examples: Sequence[Example], features: list[dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        features: list[dict[str, Any]],
+        notes: Sequence[str] = (),
+    ) -> None:
         self.examples = examples
         self.features = features
+        self.notes = notes
 
     def __len__(self) -> int:
         return len(self.features)
@@ -68,7 +77,12 @@ class Task(ABC):
 
     name: ClassVar[str]
     examples: ClassVar[str]  # what its rows are to a reader, such as "texts"
+    # A file of a user's own, and what is in it.
+    own_file: ClassVar[tuple[str, str]] = ("mine.csv", "a CSV file")
+    columns: ClassVar[str] = "the columns text and label"
     metric: ClassVar[str]  # what is evaluated, and chooses the best checkpoint
+    # Other metrics of the scorer that are printed.
+    further_metrics: ClassVar[tuple[str, ...]] = ()
     greater_is_better: ClassVar[bool] = True
     # The metric is a share of the examples, and so has the interval of one.
     metric_is_share: ClassVar[bool] = False
@@ -115,13 +129,21 @@ class Task(ABC):
         """Returns lines of Python that use the saved model with plain Transformers."""
 
     def load_tokenizer(self, source: str, data: TaskData, config: FinetuneConfig) -> Any:
-        """Returns the tokenizer of the model."""
+        """Returns the tokenizer of the model, learned from the training texts if that is fresh."""
+        if source in FRESH_MODELS:
+            cells = (value for row in data.train for value in row.values())
+            texts = [cell for cell in cells if isinstance(cell, str)]
+            return fresh.make_tokenizer(source, texts, config)
         return models.load_tokenizer(source, config)
 
     def load_model(
         self, source: str, tokenizer: Any, data: TaskData, config: FinetuneConfig
     ) -> Any:
         """Returns the stock model with this task's head, in float32."""
+        if source in FRESH_MODELS:
+            model_config = fresh.make_config(source, tokenizer, config)
+            models.adapt_config(model_config, source, config, self.auto_model, data.label_names)
+            return fresh.make_model(source, model_config, self.auto_model)
         model_config = models.load_config(source, config, self.auto_model, data.label_names)
         return models.load_model(source, model_config, self.auto_model)
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction
 
-from fastattn.data import Texts, load
-from fastattn.finetune.config import PACKAGED_DATA, FinetuneConfig
+from fastattn.data import PACKAGED_IMDB, Texts, load
+from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.tasks.base import Baseline, Encoded, Example, Scorer, Task, TaskData
 
 # What the packaged reviews train, choose and test on, where the settings do not say: minutes on
@@ -33,10 +33,11 @@ class Classification(Task):
 
     def load_data(self, config: FinetuneConfig) -> TaskData:
         sizes = {name: getattr(config, name) for name in _PACKAGED_SIZES}
-        if config.data == PACKAGED_DATA:
+        data = config.data or PACKAGED_IMDB
+        if data == PACKAGED_IMDB:
             sizes = {name: _PACKAGED_SIZES[name] if x is None else x for name, x in sizes.items()}
         splits = load(
-            config.data,
+            data,
             text_column=config.text_column,
             label_column=config.label_column,
             split_seed=config.split_seed,
