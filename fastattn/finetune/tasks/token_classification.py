@@ -108,7 +108,7 @@ class TokenClassification(Task):
         return DataCollatorForTokenClassification(tokenizer, label_pad_token_id=_IGNORED)
 
     def logits_to_predictions(self) -> Callable[[Any, Any], Any]:
-        return _commonest_tags
+        return _likeliest_tags
 
     def scorer(self, encoded: Encoded, tokenizer: Any) -> Scorer:
         assert isinstance(encoded, EncodedWords)
@@ -129,14 +129,11 @@ class TokenClassification(Task):
         return score
 
     def baseline(self, data: TaskData) -> Baseline:
-        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for row in data.train:
-            for word, tag in zip(row["tokens"], row["tags"], strict=True):
-                counts[word][tag] += 1
-        commonest = {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
-        answers = [[commonest.get(word, _OUTSIDE) for word in row["tokens"]] for row in data.test]
+        """Looks words up, and guesses from the first letter where they are new."""
+        lookup = _Lookup(data.train, self._plain_tags)
+        answers = [lookup.tags(row["tokens"]) for row in data.test]
         score = self._scores([list(row["tags"]) for row in data.test], answers)["f1"]
-        return Baseline(score, "the tag that each word has most often in training")
+        return Baseline(score, "each word's commonest tag in training, or its first letter's")
 
     def usage(self, folder: Path) -> str:
         return f"""from transformers import pipeline
@@ -177,6 +174,50 @@ def _read(config: FinetuneConfig) -> Found:
     )
 
 
+class _Lookup:
+    """Knows which tag each word has most often, and each kind of first character.
+
+    Neighbouring new words of one type are one span.
+    """
+
+    def __init__(self, rows: Sequence[Example], plain_tags: bool) -> None:
+        self._plain_tags = plain_tags
+        of_words: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        of_shapes: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for row in rows:
+            for place, (word, tag) in enumerate(zip(row["tokens"], row["tags"], strict=True)):
+                of_words[word][tag] += 1
+                kind = tag if plain_tags or tag == _OUTSIDE else tag[2:]
+                of_shapes[_shape(word, place)][kind] += 1
+        self._of_words = {word: _commonest(tags) for word, tags in of_words.items()}
+        self._of_shapes = {shape: _commonest(kinds) for shape, kinds in of_shapes.items()}
+
+    def tags(self, words: Sequence[str]) -> list[str]:
+        found: list[str] = []
+        before = _OUTSIDE  # type of the new word before
+        for place, word in enumerate(words):
+            kind = _OUTSIDE
+            if word in self._of_words:
+                found.append(self._of_words[word])
+            else:
+                kind = self._of_shapes.get(_shape(word, place), _OUTSIDE)
+                spanned = not self._plain_tags and kind != _OUTSIDE
+                found.append(f"{'I' if kind == before else 'B'}-{kind}" if spanned else kind)
+            before = kind
+        return found
+
+
+def _shape(word: str, place: int) -> str:
+    """What the first character of a word is; any sentence begins with a capital letter."""
+    if word[:1].isupper():
+        return "capital" if place else "first capital"
+    return "letter" if word[:1].isalpha() else "other"
+
+
+def _commonest(counts: Counter[str]) -> str:
+    return min(counts, key=lambda name: (-counts[name], name))
+
+
 def _tag_names(tags: Iterable[str]) -> list[str]:
     """O first, then B-X and I-X of each type X."""
     return sorted(set(tags), key=lambda tag: (tag != _OUTSIDE, tag[2:], tag))
@@ -208,7 +249,7 @@ def _lost_words(
     ]
 
 
-def _commonest_tags(logits: Any, labels: Tensor) -> Tensor:
+def _likeliest_tags(logits: Any, labels: Tensor) -> Tensor:
     """Reduces (batch, seqlen, tags) logits to the likeliest tags."""
     logits = logits[0] if isinstance(logits, tuple) else logits
     return logits.argmax(-1)

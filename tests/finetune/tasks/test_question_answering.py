@@ -103,7 +103,7 @@ def tokenizer_once(tiny_bert: Any) -> Any:
 
 
 def test_an_answer_that_no_window_holds_is_reported(tiny_tokenizer: Any) -> None:
-    config = FinetuneConfig(task="question-answering", max_length=24, stride=2)
+    config = FinetuneConfig(task="question-answering", max_length=16, stride=2)
     answer = FILLER.strip()
     encoded = task_of().encode([row(FILLER * 3, "What?", answer)], tiny_tokenizer, config)
     assert "1 questions have an answer that no window holds whole" in encoded.notes[-1]
@@ -156,7 +156,10 @@ def test_the_baseline_guesses_or_is_silent() -> None:
     context = "It rained. The town hall was built by Ada Falk in 1912. Nobody saw it."
     assert guess(context, "Who built the town hall?") == "Ada Falk"
     assert guess(context, "What did Ada Falk do with the town hall?") == "1912"
-    rows = [row(context, "Who built the town hall?", "Ada Falk"), row(context, "Why?")]
+    rows = [
+        row(context, "Who built the town hall?", "Ada Falk"),
+        row(context, "Where is the hall?"),
+    ]
     task = task_of()
     baseline = task.baseline(TaskData([], [], rows[:1], [], {}))
     assert baseline == (1.0, "the first name or number of the sentence most like the question")

@@ -21,7 +21,7 @@ from fastattn.finetune.tasks import get_task
 
 TASKS = {
     "multilabel": ("micro_f1", "always the commonest", "'label': "),
-    "token-classification": ("f1", "the tag that each word has most often", ""),
+    "token-classification": ("f1", "commonest tag in training", ""),
     "question-answering": ("f1", "an answer", ""),
 }
 

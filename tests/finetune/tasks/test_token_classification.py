@@ -115,36 +115,33 @@ def test_plain_tags_are_scored_one_by_one() -> None:
     assert scores["f1"] == scores["word_accuracy"] == 0.75
 
 
-def test_the_baseline_looks_words_up() -> None:
-    other = {"tokens": ["Halifax", "won", "Ada"], "tags": ["B-LOC", "O", "B-PER"]}
-    baseline = task_of(NAMES).baseline(TaskData([ROW], [], [other], NAMES, {}))
-    assert baseline.score == pytest.approx(2 / 3)  # Ada is not in training
-
-
-CONLL = """\
--DOCSTART- -X- O
-
-{first} NNP {tag}
-won VBD O
-
-Paris NNP {other}
-lost VBD O
-"""
+def test_the_baseline_looks_words_up_and_guesses_new_ones() -> None:
+    other = {
+        "tokens": ["Halifax", "left", "Ada", "Falk", "unseen", "Bergen"],
+        "tags": ["B-LOC", "O", "B-PER", "I-PER", "O", "B-LOC"],
+    }
+    baseline = task_of(NAMES).baseline(TaskData([ROW, ROW], [], [other], NAMES, {}))
+    # Zimmerman and Halifax have capital letters; L goes before P in the alphabet.
+    assert baseline.score == pytest.approx(2 / 3)
+    more = {"tokens": ["He", "saw", "Per", "Holm"], "tags": ["O", "O", "B-PER", "I-PER"]}
+    baseline = task_of(NAMES).baseline(TaskData([ROW, more], [], [other], NAMES, {}))
+    assert baseline.score == pytest.approx(2 / 3)
 
 
 def test_conll_files_and_iob1(
     write: Callable[..., str], settings: Callable[..., FinetuneConfig]
 ) -> None:
     sentences = "".join(
-        CONLL.format(first=f"Name{i}", tag="I-PER", other="I-LOC").partition("\n\n")[2] + "\n"
-        for i in range(9)
+        f"Name{i} NNP I-PER\nwon VBD O\nin IN O\nParis NNP I-LOC\n. . O\n\n" for i in range(12)
     )
-    data = load(settings("token-classification", data=write("mine.conll", sentences)))
-    rows = [*data.train, *data.validation, *data.test]
-    # The nine sentences on Paris are the same, and so in one set, all of them.
-    assert sorted(len(row["tokens"]) for row in rows) == [2] * 18
+    path = write("mine.conll", f"-DOCSTART- -X- O\n\n{sentences}{sentences}")
+    data = load(settings("token-classification", data=path))
+    sets = (data.train, data.validation, data.test)
+    # A tenth of the different sentences each; what is there twice is in one set, twice.
+    assert [len(rows) for rows in sets] == [20, 2, 2]
+    assert data.train[0]["tags"] == ["B-PER", "O", "O", "B-LOC", "O"]
     assert data.label_names == ["O", "B-LOC", "B-PER"]
-    assert data.report["notes"] == ["18 rows: tags rewritten as IOB2"]
+    assert data.report["notes"] == ["24 rows: tags rewritten as IOB2"]
 
 
 @pytest.mark.parametrize("column", ["tags", "ner_tags"])
