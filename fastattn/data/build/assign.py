@@ -4,8 +4,9 @@ The unit is a row, or rows that must stay together: near-duplicates, rows of one
 about one context, translations of one sentence. Units are ordered by the key of their first row, which is
 the number ``sha256(f"{seed}:{text}")`` of :mod:`fastattn.data.splits`. Within each class the test
 set takes units from the front until it has its share, then the validation set, and the training set
-gets the rest; a unit that is larger than what is left of a share goes on to the next. So neither
-the order of the rows nor of the files matters.
+gets the rest. A share is met as closely as units allow: one is taken if at least half of its rows
+are still missing, and what is taken too many or too few is made up for in the next class. So
+neither the order of the rows nor of the files matters.
 
 Splits that a source brings stay as they are. Rows of the pool that share a unit with them are
 rejected ("leak").
@@ -212,12 +213,14 @@ def _fill(
     totals = {code: int(rows[of_class[code]].sum()) for code in sorted(of_class)}
     shares = {split: largest_remainder(size, totals) for split, size in sizes.items()}
     chosen = np.zeros(len(units), dtype=np.int8)
+    left = dict.fromkeys((_TEST, _VALIDATION), 0)
     for code, members in sorted(of_class.items()):
-        left = {split: shares[split][code] for split in (_TEST, _VALIDATION)}
+        for split in left:
+            left[split] += shares[split][code]
         for unit in members:
             size = int(rows[unit])
             for split in left:
-                if 0 < size <= left[split]:
+                if left[split] >= size / 2:
                     left[split] -= size
                     chosen[unit] = split
                     break

@@ -8,7 +8,7 @@ a near-duplicate is one; of those at the threshold itself 1 % are missed, of clo
 Rows that are linked by a chain of near-duplicates are a cluster.
 
 Bands are sorted one at a time from files, so memory is a few dozen bytes a row. Measured on
-200,000 sentences of reviews (2026-11, one core): 15 s and 74 MiB; 11 s and 273 MiB with rensa's
+200,000 sentences of reviews (2026-11, one core of a busy machine): 15 s and 74 MiB; 11 s and 273 MiB with rensa's
 own LSH index, 220 s and 676 MiB with datasketch's.
 """
 
@@ -30,7 +30,10 @@ from fastattn.data.clean import text_key
 _GRAM = 5  # characters
 _PERMUTATIONS = 128  # at most
 _SEED = 42  # of the permutations; the result is checked against the texts, so any will do
+# Texts whose signatures are made at once: at most so many, and with about so many characters, each
+# of which takes some 50 bytes for a moment.
 _BATCH = 4096
+_BATCH_CHARACTERS = 2**20
 _RECALL = 0.99  # of pairs at the threshold
 _EXAMPLES = 200
 
@@ -93,14 +96,12 @@ def find_near_duplicates(
     Args:
         num_rows: how many rows the store keeps.
         folder: for working files.
-
-    Raises:
-        ImportError: rensa is not installed.
     """
     bands, rows = bands_and_rows(similarity)
     files = [folder / f"band-{band}" for band in range(bands)]
     ids = _write_bands(store, task, files, rows, num_rows, progress)
-    clusters, pairs, disagreements = Clusters(num_rows), [], 0
+    clusters, disagreements = Clusters(num_rows), 0
+    pairs: list[NearDuplicate] = []
     check = _Check(store, task, ids)
     with progress.stage("comparing", bands) as advance:
         for file in files:
@@ -144,24 +145,21 @@ def _write_bands(
 
 def _batches(rows: Iterator[Kept]) -> Iterator[list[Kept]]:
     batch: list[Kept] = []
+    characters = 0
     for row in rows:
         batch.append(row)
-        if len(batch) == _BATCH:
+        characters += len(row.body)
+        if len(batch) == _BATCH or characters > _BATCH_CHARACTERS:
             yield batch
-            batch = []
+            batch, characters = [], 0
     if batch:
         yield batch
 
 
 def _bands(texts: list[str], bands: int, rows: int) -> np.ndarray[Any, Any]:
     """Hashes of the bands of the texts' signatures: (bands, texts), uint64."""
-    try:
-        from rensa import RMinHash
-    except ImportError as error:
-        raise ImportError(
-            "data build: rensa must be installed to find near-duplicates; got none. "
-            "Run `pip install 'fastattn[data]'`, or use --near-duplicates keep."
-        ) from error
+    from rensa import RMinHash
+
     grams, offsets = _gram_hashes(texts)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(grams, offsets, bands * rows, _SEED)
     signatures = np.array(matrix.to_rows(), dtype=np.uint64).reshape(len(texts), bands, rows)

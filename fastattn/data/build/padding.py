@@ -10,7 +10,7 @@ from typing import Any
 from fastattn.errors import DataError
 
 # Rows whose tokens are counted; the first in the order of keys, a random sample.
-MAX_ROWS = 20_000
+MAX_ROWS = 5_000
 BATCH_SIZES = (16, 32)
 # Length grouping sorts within so many batches, as Transformers' Trainer does.
 _MEGABATCH = 50
@@ -18,8 +18,12 @@ _MEGABATCH = 50
 _LAYERS, _HIDDEN = 12, 768
 
 
-def load_tokenizer(name: str) -> Callable[[list[tuple[str, str | None]]], list[int]]:
-    """Returns a function from (text, second text or None) to numbers of tokens.
+# From (text, second text or None) to numbers of tokens.
+CountTokens = Callable[[list[tuple[str, str | None]]], list[int]]
+
+
+def load_tokenizer(name: str) -> CountTokens:
+    """Returns what counts tokens.
 
     Raises:
         DataError: there is no such tokenizer.
@@ -28,10 +32,15 @@ def load_tokenizer(name: str) -> Callable[[list[tuple[str, str | None]]], list[i
     from fastattn.finetune.config import PACKAGED_MODEL
 
     if name == PACKAGED_MODEL:
-        from tokenizers import Tokenizer
-
         from fastattn.finetune.model import packaged_model_path
 
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise ImportError(
+                "data build: tokenizers must be installed to count tokens; got none. "
+                "Run `pip install 'fastattn[data]'`."
+            ) from error
         tokenizer = Tokenizer.from_file(str(packaged_model_path() / "tokenizer.json"))
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -42,7 +51,7 @@ def load_tokenizer(name: str) -> Callable[[list[tuple[str, str | None]]], list[i
     return _hub_tokenizer(name)
 
 
-def _hub_tokenizer(name: str) -> Callable[[list[tuple[str, str | None]]], list[int]]:
+def _hub_tokenizer(name: str) -> CountTokens:
     from transformers import AutoTokenizer
 
     from fastattn.data.sources import hub_is_reachable

@@ -19,12 +19,13 @@ class Progress:
         Args:
             total: rows there are; None if nobody knows.
         """
-        if not self._shown:
-            yield lambda rows: None
-            return
         from rich import progress
         from rich.console import Console
 
+        console = Console(stderr=True)
+        if not self._shown or not console.is_terminal:
+            yield lambda rows: None
+            return
         columns = (
             progress.TextColumn("{task.description:12}"),
             progress.BarColumn(),
@@ -32,7 +33,7 @@ class Progress:
             progress.TimeElapsedColumn(),
         )
         # A bar that is redrawn for each row takes longer than the row.
-        with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        with progress.Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(name, total=total)
             waiting = 0
 

@@ -173,7 +173,8 @@ def _words(store: Store, assigned: Assigned) -> dict[str, Any]:
         words[place] = number
     words = words[: place + 1]
     top = max(1, int(np.percentile(words, 99.5)))
-    edges = np.unique(np.linspace(0, top + 1, min(_BINS, top + 1) + 1).astype(int))
+    width = -(-(top + 1) // _BINS)  # of every bar, in whole words
+    edges = np.arange(0, top + width + 1, width)
     counts, _ = np.histogram(np.minimum(words, top), bins=edges)
     middle = {f"p{p}": int(np.percentile(words, p)) for p in (5, 50, 95, 99)}
     return {

@@ -42,7 +42,8 @@ def build(config: BuildConfig) -> dict[str, Any]:
         ImportError: a library of the ``data`` extra is missing.
     """
     config.check()
-    require_libraries()
+    require_libraries(config)
+    count_tokens = padding.load_tokenizer(config.tokenizer)
     output = Path(config.output).expanduser()
     recover(output)
     check_output(output, config.overwrite)
@@ -56,7 +57,7 @@ def build(config: BuildConfig) -> dict[str, Any]:
         columns = read_columns(store, store.count("reason IS NULL"))
         assigned = assign(config, store, columns, found)
         labels = count_labels(store, assigned)
-        costs = _padding(config, store, assigned, progress)
+        costs = _padding(config, store, assigned, count_tokens, progress)
         files, written = write_splits(
             config, store, assigned, labels["train"], folder, progress
         )
@@ -68,17 +69,25 @@ def build(config: BuildConfig) -> dict[str, Any]:
     return report
 
 
-def require_libraries() -> None:
-    """Raises an ImportError that names what is missing and how to get it."""
+def require_libraries(config: BuildConfig) -> None:
+    """Raises an ImportError that names what is missing for a build and how to get it."""
     import importlib.util
 
-    needed = ("charset_normalizer", "ftfy", "jinja2", "numpy", "pyarrow")
+    needed = ["charset_normalizer", "ftfy", "jinja2", "numpy", "pyarrow"]
+    if config.near_duplicates != "keep":
+        needed.append("rensa")
+    if _looks_at_labels(config):
+        needed += ["cleanlab", "sklearn"]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
             f"data build: {', '.join(missing)} must be installed; got none. "
             "Run `pip install 'fastattn[data]'`."
         )
+
+
+def _looks_at_labels(config: BuildConfig) -> bool:
+    return config.task == "classification" and config.suspects != "off"
 
 
 @contextmanager
@@ -108,7 +117,7 @@ def _check_rows(store: Store) -> None:
 
 
 def _suspects(config: BuildConfig, store: Store, progress: Progress) -> dict[str, Any] | None:
-    if config.task != "classification" or config.suspects == "off":
+    if not _looks_at_labels(config):
         return None
     with progress.stage("labels"):
         return suspects.find_suspects(store, config.task, config.suspects == "drop")
@@ -126,9 +135,12 @@ def _near_duplicates(
 
 
 def _padding(
-    config: BuildConfig, store: Store, assigned: Assigned, progress: Progress
+    config: BuildConfig,
+    store: Store,
+    assigned: Assigned,
+    count_tokens: padding.CountTokens,
+    progress: Progress,
 ) -> dict[str, Any]:
-    count = padding.load_tokenizer(config.tokenizer)
     is_train = assigned.splits == SPLITS.index("train")
     rows = (row for row, train in zip(store.kept(), is_train.tolist(), strict=True) if train)
     lengths: list[int] = []
@@ -137,7 +149,7 @@ def _padding(
         sample = islice(rows, padding.MAX_ROWS)
         while batch := list(islice(sample, 1000)):
             pairs = [_pair(config.task, row.content()) for row in batch]
-            lengths += count(pairs)
+            lengths += count_tokens(pairs)
             advance(len(batch))
     return {
         "tokenizer": config.tokenizer,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # Rows written at once.
-_BATCH = 5_000
+_BATCH = 1_000
 _SCHEMA = """
 CREATE TABLE rows (
     id INTEGER PRIMARY KEY,   -- in the order of reading

@@ -33,9 +33,6 @@ def find_suspects(store: Store, task: str, drop: bool) -> dict[str, Any]:
 
     Returns:
         Facts for the report: rows checked, suspicious ones, accuracy of the model.
-
-    Raises:
-        ImportError: cleanlab or scikit-learn is not installed.
     """
     sample = _sample(store, task)
     names = sorted(set(sample.labels))
@@ -79,26 +76,26 @@ def _sample(store: Store, task: str) -> _Sample:
             break
     counts = Counter(sample.labels)
     large = [i for i, label in enumerate(sample.labels) if counts[label] >= _FOLDS]
-    return _Sample(*([column[i] for i in large] for column in sample))
+    return _Sample(
+        [sample.ids[i] for i in large],
+        [sample.texts[i] for i in large],
+        [sample.labels[i] for i in large],
+    )
 
 
 def _out_of_fold(sample: _Sample, names: list[str]) -> Any:
     """Probabilities of each row's classes by a model that was trained on the other folds."""
-    try:
-        import cleanlab  # noqa: F401
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import StratifiedKFold, cross_val_predict
-        from sklearn.pipeline import make_pipeline
-    except ImportError as error:
-        raise ImportError(
-            f"data build: {error.name} must be installed to find suspicious labels; got none. "
-            "Run `pip install 'fastattn[data]'`, or use --suspects off."
-        ) from error
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=_MAX_FEATURES),
-        LogisticRegression(C=4.0, max_iter=200, tol=1e-3, random_state=0),
-    )
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    # The words' weights do not depend on labels, so they are found once and not in each fold.
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=_MAX_FEATURES)
     given = [names.index(label) for label in sample.labels]
-    folds = StratifiedKFold(_FOLDS)  # rows are in random order already
-    return cross_val_predict(model, sample.texts, given, cv=folds, method="predict_proba")
+    return cross_val_predict(
+        LogisticRegression(C=4.0, max_iter=200, tol=1e-3, random_state=0),
+        words.fit_transform(sample.texts),
+        given,
+        cv=StratifiedKFold(_FOLDS),  # rows are in random order already
+        method="predict_proba",
+    )

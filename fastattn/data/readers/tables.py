@@ -10,6 +10,8 @@ from fastattn.data.readers.lines import byte_problem, decoded_lines, printable
 from fastattn.data.readers.record import BadRow, ReadOptions, Record
 from fastattn.errors import DataError
 
+# What people type where a shell has no tab.
+_TABS = ("\\t", "tab")
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 # Longer cells are taken for a quote that is not closed.
 LONGEST_CELL = 16 * 2**20
@@ -28,6 +30,7 @@ def read_table(
             not closed.
     """
     delimiter = options.delimiter or _DELIMITERS[path.suffix.lower()]
+    delimiter = "\t" if delimiter in _TABS else delimiter
     if len(delimiter) != 1:
         raise DataError(
             f"data: delimiter must be one character; got {delimiter!r}. Use --delimiter."

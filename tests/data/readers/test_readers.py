@@ -76,6 +76,9 @@ def test_delimiter_and_quotes_can_be_chosen(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text;label\n"Hello;1\n', encoding="utf-8")
     assert rows_of(path, delimiter=";", quotes=False) == [(2, {"text": '"Hello', "label": "1"})]
+    path.write_text("text\tlabel\na\t1\n", encoding="utf-8")
+    for tab in ("\t", "\\t", "tab"):
+        assert rows_of(path, delimiter=tab) == [(2, {"text": "a", "label": "1"})]
     with pytest.raises(DataError, match=r"delimiter must be one character; got '::'"):
         rows_of(path, delimiter="::")
 
