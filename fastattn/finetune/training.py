@@ -82,6 +82,9 @@ def make_trainer(
         label_smoothing_factor=config.label_smoothing,
         bf16=config.bf16,
         use_cpu=choose_device(config) == "cpu",
+        # Multiplies the loss by the number of processes, for models that divide it by the number of
+        # labels of all. The heads of BERT and its family take a mean (Transformers 5.23).
+        average_tokens_across_devices=False,
         seed=config.seed,
         logging_steps=max(1, min(50, steps // 50)),
         logging_nan_inf_filter=False,
