@@ -29,7 +29,7 @@ def load_tokenizer(name: str) -> CountTokens:
         DataError: there is no such tokenizer.
         ImportError: its library is not installed.
     """
-    from fastattn.finetune.config import PACKAGED_MODEL
+    from fastattn.finetune.defaults import PACKAGED_MODEL
 
     if name == PACKAGED_MODEL:
         from fastattn.finetune.model import packaged_model_path

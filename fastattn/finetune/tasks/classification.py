@@ -26,6 +26,7 @@ class Classification(Task):
     name = "classification"
     examples = "texts"
     metric = "accuracy"
+    further_metrics = ("macro_f1",)
     metric_is_share = True
     can_smooth_labels = True
     augmented_field = "text"
@@ -65,7 +66,7 @@ class Classification(Task):
         return DataCollatorWithPadding(tokenizer)
 
     def scorer(self, encoded: Encoded, tokenizer: Any) -> Scorer:
-        return _accuracy
+        return _scores
 
     def baseline(self, data: TaskData) -> Baseline:
         # The commonest class of the test set itself: no answer without reading does better.
@@ -83,5 +84,12 @@ def _rows(texts: Texts) -> list[Example]:
     return [{"text": text, "label": label} for text, label in pairs]
 
 
-def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
+def _scores(prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy, and the mean of the classes' F1, in which a rare class counts as much as others."""
+    from sklearn.metrics import f1_score
+
+    answers, targets = prediction.predictions.argmax(-1), prediction.label_ids
+    return {
+        "accuracy": float(np.mean(answers == targets)),
+        "macro_f1": float(f1_score(targets, answers, average="macro", zero_division=0)),
+    }

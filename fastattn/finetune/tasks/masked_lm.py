@@ -96,6 +96,8 @@ class MaskingCollator:
 class MaskedLMTrainer(Trainer):
     """Stock Trainer, that evaluates on the same masks every time."""
 
+    data_collator: Any
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         training = self.data_collator
         self.data_collator = training.with_seed(self.args.seed)
@@ -220,14 +222,16 @@ def _packaged_reviews(config: FinetuneConfig) -> TaskData:
     So a model that is adapted to them here has not read what a classifier made from it is tested
     on there.
     """
-    sizes = {
+    sizes: dict[str, Any] = {
         name: size if getattr(config, name) is None else getattr(config, name)
         for name, size in _PACKAGED_SIZES.items()
     }
     splits = load(PACKAGED_IMDB, split_seed=config.split_seed, **sizes)
-    parts = (splits.train, splits.validation, splits.test)
-    rows = [[{"text": text} for text in part.texts] for part in parts]
-    return TaskData(*rows, label_names=[], report=splits.report)
+    train, validation, test = (
+        [{"text": text} for text in part.texts]
+        for part in (splits.train, splits.validation, splits.test)
+    )
+    return TaskData(train, validation, test, [], splits.report)
 
 
 def _tokens_and_losses(logits: Any, labels: Tensor) -> tuple[Tensor, Tensor]:

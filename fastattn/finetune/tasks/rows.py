@@ -36,7 +36,7 @@ class Found(NamedTuple):
     """The rows of a source, as it divides them; one undivided lot is its training set."""
 
     source: str
-    sets: dict[str, list[Example]]
+    sets: Mapping[str, Sequence[Example]]
     notes: Sequence[str] = ()  # what was put right, or left out, for people
 
 

@@ -93,7 +93,8 @@ def test_a_data_set_of_the_hub() -> None:
     )
     layout = Layout(columns={"source": "translation.en", "target": "translation.de"})
     found = rows_of_hub_sets("translation", "some/pairs", sets, layout)
-    assert found == Found("some/pairs", {"train": PAIRS[:30], "validation": PAIRS[30:]})
+    assert found.source == "some/pairs"
+    assert found.sets == {"train": PAIRS[:30], "validation": PAIRS[30:]}
     with pytest.raises(DataError, match=r"some/pairs\[train\], row 1: .* field 'source'"):
         rows_of_hub_sets("translation", "some/pairs", sets, Layout())
 

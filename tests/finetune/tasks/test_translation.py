@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,12 +77,11 @@ def test_the_step_comparison(result: FinetuneResult) -> None:
     assert [rows for rows, _ in compare["shapes"]] == [8]
 
 
-def test_the_checkpoint_is_an_ordinary_one(result: FinetuneResult) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", TASK.usage(result.output)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("[")
+def test_the_checkpoint_is_an_ordinary_one(
+    result: FinetuneResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exec(TASK.usage(result.output), {})
+    assert capsys.readouterr().out.startswith("[")
     tokenizer = AutoTokenizer.from_pretrained(result.output)
     for text in ("Die Ärztin öffnet die Tür.", "Straße 42: 東京"):  # no character is unknown
         ids = tokenizer(text)["input_ids"]
