@@ -91,7 +91,7 @@ main()
     ("where", "failing", "message"),
     [
         ("data", 1, "process 1 of 2: data: data must be a file that exists; got 'none.csv'"),
-        ("data", 0, "error: data: data must be a file that exists; got 'none.csv'"),
+        ("data", 0, "data: data must be a file that exists; got 'none.csv'"),
         ("training", 1, "process 1 of 2: MemoryError: no memory left"),
     ],
 )
@@ -102,9 +102,9 @@ def test_an_error_in_one_process_ends_both(
     script.write_text(_SCRIPT, encoding="utf-8")
     done = launch([str(script), where, str(failing), "finetune", *options(config)])
     assert done.returncode != 0
-    said = done.stdout + done.stderr
-    assert said.count("error: ") - said.count("traceback : ") >= 1
-    assert " ".join(said.split()).count(message) == 1
+    said = (done.stdout + done.stderr).splitlines()
+    errors = [line for line in said if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0], errors
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
