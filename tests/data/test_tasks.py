@@ -144,7 +144,8 @@ PROBLEMS = [
      r"got 'Eve' at 0"),
     (QUESTIONS, {**QUESTION, "answers": {"text": ["Ann"], "answer_start": []}}, "invalid",
      r"answers must hold texts and as many answer_start"),
-    (QUESTIONS, {**QUESTION, "answers": {"text": ["Ann"], "answer_start": [-3]}}, "invalid", r"as many"),
+    (QUESTIONS, {**QUESTION, "answers": {"text": ["Ann"], "answer_start": [-3]}}, "invalid",
+     r"as many"),
     (QUESTIONS, {**QUESTION, "answers": "Ann"}, "invalid", r"as many answer_start; got 'Ann'"),
     ("translation", {"source": "x", "target": ""}, "empty", r"target must hold a text; got none"),
 ]  # fmt: skip
