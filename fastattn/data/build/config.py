@@ -130,7 +130,7 @@ class BuildConfig:
             "label_columns": ("multilabel",),
             "balance": ("classification",),
             "augment": ("classification", "multilabel"),
-            "plain_tags": ("token",),
+            "plain_tags": ("token-classification",),
         }
         default = {x.name: x.default for x in dataclasses.fields(self)}
         for name, tasks in served.items():

@@ -49,12 +49,12 @@ class _Parquet:
         columns = {
             "classification": {"text": text, "label": text},
             "multilabel": {"text": text, "labels": texts},
-            "token": {"tokens": texts, "tags": texts},
-            "qa": {
+            "token-classification": {"tokens": texts, "tags": texts},
+            "question-answering": {
                 **{"id": text, "context": text, "question": text},
                 "answers": pyarrow.struct({"text": texts, "answer_start": starts}),
             },
-            "mlm": {"text": text},
+            "masked-lm": {"text": text},
             "translation": {"source": text, "target": text},
         }[task]
         if with_origin:
@@ -108,7 +108,7 @@ def names_of(config: BuildConfig, counts: dict[str, Counter[str]]) -> list[str]:
     labels = set().union(*counts.values())
     if config.task in ("classification", "multilabel") or config.plain_tags:
         return label_names(labels)
-    if config.task == "token":
+    if config.task == "token-classification":
         return ["O", *(f"{begin}-{kind}" for kind in sorted(labels) for begin in "BI")]
     return []
 

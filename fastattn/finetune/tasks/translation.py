@@ -37,6 +37,7 @@ class Translation(Task):
     own_file = ("pairs.tsv", "a TSV file")
     columns = "the columns source and target"
     metric = "bleu"
+    can_smooth_labels = True
     further_metrics = ("chrf",)
     auto_model = AutoModelForSeq2SeqLM
     trainer_class = Seq2SeqTrainer

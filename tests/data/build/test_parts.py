@@ -153,8 +153,8 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"label_separator": ""}, r"label_separator must be at least one character"),
     ({"columns": {"tokens": "x"}}, r"column must name one of the columns text, label of .*'tokens'"),
     ({"encoding": "utf8000"}, r"encoding must be one that Python knows"),
-    ({"task": "mlm", "balance": "upsample"}, r"balance must be left out unless the task is classif"),
-    ({"task": "qa", "augment": 1}, r"augment must be left out unless the task is classification or"),
+    ({"task": "masked-lm", "balance": "upsample"}, r"balance must be left out unless the task is classif"),
+    ({"task": "question-answering", "augment": 1}, r"augment must be left out unless the task is classification or"),
     ({"label_columns": ("a",)}, r"label_columns must be left out unless the task is multilabel"),
     ({"plain_tags": True}, r"plain_tags must be left out unless the task is token"),
 ]
