@@ -30,7 +30,7 @@ def main() -> None:
     # The checkpoint is an ordinary one: this is plain Transformers.
     classify = pipeline("text-classification", str(result.output), top_k=None, truncation=True)
     message = "Where is my parcel? If it is lost I want my money back."
-    labels = [x["label"] for x in classify(message) if x["score"] > config.threshold]
+    labels = [x["label"] for x in classify([message])[0] if x["score"] > config.threshold]
     print(message, labels)
 
 

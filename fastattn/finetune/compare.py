@@ -147,7 +147,7 @@ def _logit_difference(models: dict[str, nn.Module], batch: Batch) -> float:
 def _logits(output: Any) -> torch.Tensor:
     if "logits" in output:
         return output.logits.float()
-    return torch.stack([output.start_logits, output.end_logits]).float()
+    return torch.stack([output.start_logits, output.end_logits], dim=-1).float()
 
 
 def _dropout(model: Any) -> Sequence[float]:

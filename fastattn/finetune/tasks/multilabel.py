@@ -99,7 +99,7 @@ class Multilabel(Task):
     def usage(self, folder: Path) -> str:
         return f"""from transformers import pipeline
 classify = pipeline('text-classification', {str(folder)!r}, top_k=None, truncation=True)
-for answer in classify('Where is my parcel? I want my money back.'):
+for answer in classify(['Where is my parcel? I want my money back.'])[0]:
     if answer['score'] > {self._threshold}:
         print(answer)"""
 

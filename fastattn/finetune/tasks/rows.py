@@ -127,10 +127,13 @@ def split_rows(
     kept: dict[str, list[_Group]] = {}
     for name, rows in found.sets.items():
         kept[name] = _groups(rows, compared, keep_repeated)
-        different = sum(len(group.rows) for group in kept[name])
-        report[f"{name}_rows"] = {"read": len(rows), "duplicates": len(rows) - different}
-    for name, count in remove_shared(kept).items():
-        report[f"{name}_rows"]["also_held_out"] = count
+        report[f"{name}_rows"] = {"read": len(rows)}
+    before = _count_rows(kept)
+    for name, count in before.items():
+        report[f"{name}_rows"]["duplicates"] = report[f"{name}_rows"]["read"] - count
+    remove_shared(kept)
+    for name, count in _count_rows(kept).items():
+        report[f"{name}_rows"]["also_held_out"] = before[name] - count
     if not kept["train"]:
         raise DataError(
             f"data: {found.source} must hold rows to train on; got none that are not in its other "
@@ -143,6 +146,10 @@ def split_rows(
     report["split_seed"] = config.split_seed
     report["sizes"] = dict(zip(_SETS, map(len, (train, validation, test)), strict=True))
     return TaskData(train, validation, test, [], report)
+
+
+def _count_rows(sets: Mapping[str, Sequence[_Group]]) -> dict[str, int]:
+    return {name: sum(len(group.rows) for group in groups) for name, groups in sets.items()}
 
 
 def _found(
