@@ -27,7 +27,7 @@ SEEDS = (0, 1, 2)
 BASE: dict[str, Any] = {
     **{"train_size": 500, "validation_size": 200, "test_size": 600, "max_length": 64},
     # Half an hour in all on two idle cores.
-    **{"epochs": 4.0, "batch_size": 16, "learning_rate": 1e-4, "warmup_ratio": 0.1, "bf16": True},
+    **{"epochs": 4.0, "batch_size": 16, "learning_rate": 1e-4, "warmup_ratio": 0.1},
     **{"weight_decay": 0.0, "dropout": 0.0, "keep": "last", "compare_steps": 0},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
