@@ -61,6 +61,17 @@ class Dropout {
     return draws;
   }
 
+  // Drops weights of two 16 x 8 tiles side by side, the first of which begins at (row0, col0).
+  __device__ __forceinline__ void drop(float (&left)[4], float (&right)[4], int row0,
+                                       int col0) const {
+    const DropoutDraws draws = draw</*kTransposed=*/false>(row0, col0);
+    FASTATTN_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (!draws.keeps(i, 0, threshold_)) left[i] = 0.0f;
+      if (!draws.keeps(i, 1, threshold_)) right[i] = 0.0f;
+    }
+  }
+
  private:
   __device__ __forceinline__ DropoutDraws call(uint32_t lane, uint32_t row_tile,
                                                uint32_t col_tile) const {

@@ -48,6 +48,33 @@ struct TileGrad {
   }
 };
 
+// Those of kRows queries in shared memory, for tiles whose columns are queries.
+template <int kRows>
+struct SmemStats {
+  static constexpr uint32_t kHalf = kRows * sizeof(float);
+  static constexpr uint32_t kBytes = 2 * kHalf;
+
+  // Each of the first kRows threads has one query's.
+  __device__ __forceinline__ static void store(uint32_t smem, const RowGrad& stats) {
+    const uint32_t i = thread_idx().x;
+    if (i >= kRows) return;
+    sts(smem + i * static_cast<uint32_t>(sizeof(float)), stats.lse2);
+    sts(smem + kHalf + i * static_cast<uint32_t>(sizeof(float)), stats.delta);
+  }
+  // Those of the thread's queries among the 16 from row on.
+  __device__ __forceinline__ static TileGrad<true> read(uint32_t smem, int row) {
+    TileGrad<true> tile;
+    FASTATTN_UNROLL
+    for (int n = 0; n < 2; ++n) {
+      const uint32_t lse2 = smem + (row + 8 * n + quad_col()) * static_cast<uint32_t>(sizeof(float));
+      const float2 x = lds<float2>(lse2), y = lds<float2>(lse2 + kHalf);
+      tile.rows[2 * n].lse2 = x.x, tile.rows[2 * n].delta = y.x;
+      tile.rows[2 * n + 1].lse2 = x.y, tile.rows[2 * n + 1].delta = y.y;
+    }
+    return tile;
+  }
+};
+
 template <class Traits>
 struct ScoreGrad {
   const ScoreRule<Traits>& rule;
