@@ -66,7 +66,8 @@ struct SmemStats {
     TileGrad<true> tile;
     FASTATTN_UNROLL
     for (int n = 0; n < 2; ++n) {
-      const uint32_t lse2 = smem + (row + 8 * n + quad_col()) * static_cast<uint32_t>(sizeof(float));
+      const uint32_t lse2 =
+          smem + (row + 8 * n + quad_col()) * static_cast<uint32_t>(sizeof(float));
       const float2 x = lds<float2>(lse2), y = lds<float2>(lse2 + kHalf);
       tile.rows[2 * n].lse2 = x.x, tile.rows[2 * n].delta = y.x;
       tile.rows[2 * n + 1].lse2 = x.y, tile.rows[2 * n + 1].delta = y.y;
@@ -91,14 +92,25 @@ struct ScoreGrad {
     const bool drops = Traits::kMayDrop && dropout.is_on();
     DropoutDraws draws{};
     if (drops) draws = dropout.template draw<kTransposed>(row0, col0);
+    compute(s, dp, capped, stats, before_softcap,
+            [&](int n, int i) { return !drops || draws.keeps(i, n, dropout.threshold()); });
+  }
+
+  // The same, where keeps(n, i) says whether accumulator i of column half n is kept.
+  template <bool kTransposed, class Keeps>
+  __device__ __forceinline__ void compute(float (&s)[2][4], float (&dp)[2][4],
+                                          const float (&capped)[2][4],
+                                          const TileGrad<kTransposed>& stats, bool before_softcap,
+                                          const Keeps& keeps) const {
+    const bool scales = Traits::kMayDrop && dropout.is_on();
     FASTATTN_UNROLL
     for (int n = 0; n < 2; ++n) {
       FASTATTN_UNROLL
       for (int i = 0; i < 4; ++i) {
         const RowGrad& row = stats.of(n, i);
         const float p = rule.weight(s[n][i], row.lse2);
-        const bool keep = !drops || draws.keeps(i, n, dropout.threshold());
-        const float kept_dp = drops ? (keep ? dp[n][i] * keep_scale : 0.0f) : dp[n][i];
+        const bool keep = keeps(n, i);
+        const float kept_dp = scales ? (keep ? dp[n][i] * keep_scale : 0.0f) : dp[n][i];
         s[n][i] = keep ? p : 0.0f;
         dp[n][i] = p * (kept_dp - row.delta);
         if (before_softcap && rule.has_softcap()) dp[n][i] *= 1.0f - capped[n][i] * capped[n][i];

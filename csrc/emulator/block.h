@@ -109,7 +109,7 @@ struct Accumulators {
 struct IssuedProduct {
   Product product;
   std::array<std::array<uint32_t, 4>, kWarpSize> a;  // the left factor, if in registers
-  float* key;  // of its accumulators: where lane 0's are
+  float* key;                                        // of its accumulators: where lane 0's are
   Clock clock;
   Site site;
 };

@@ -35,8 +35,8 @@ struct Options {
 // Sums over all launches since the last reset. One warp executing an instruction counts once.
 struct Counters {
   uint64_t launches = 0, blocks = 0;
-  uint64_t mma = 0;  // m16n8k16 products, however they are made
-  uint64_t wgmma = 0;    // products of a warpgroup, by warp, each several of the above
+  uint64_t mma = 0;    // m16n8k16 products, however they are made
+  uint64_t wgmma = 0;  // products of a warpgroup, by warp, each several of the above
   uint64_t ldmatrix = 0, ldmatrix_conflicts = 0;
   uint64_t lds = 0, lds_conflicts = 0;
   uint64_t sts = 0, sts_conflicts = 0;

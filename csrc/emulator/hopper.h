@@ -55,16 +55,16 @@ void wgmma_wait(A&, B&, C&, D&, Site site = Site::here()) {
 template <class T, bool kTransposedB, int kColTiles>
 void wgmma(float (&c)[kColTiles][4], const uint32_t (&a)[4], uint64_t b, bool accumulate,
            Site site = Site::here()) {
-  const emulator::Product product{
-      element_of<T>(), kColTiles, true, false, kTransposedB, accumulate, 0, b};
+  const emulator::Product product{element_of<T>(), kColTiles,  true, false,
+                                  kTransposedB,    accumulate, 0,    b};
   emulator::wgmma(&c[0][0], a, product, site);
 }
 
 template <class T, bool kTransposedA, bool kTransposedB, int kColTiles>
 void wgmma(float (&c)[kColTiles][4], uint64_t a, uint64_t b, bool accumulate,
            Site site = Site::here()) {
-  const emulator::Product product{
-      element_of<T>(), kColTiles, false, kTransposedA, kTransposedB, accumulate, a, b};
+  const emulator::Product product{element_of<T>(), kColTiles,  false, kTransposedA,
+                                  kTransposedB,    accumulate, a,     b};
   emulator::wgmma(&c[0][0], nullptr, product, site);
 }
 

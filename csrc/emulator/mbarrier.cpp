@@ -50,8 +50,8 @@ void mbarrier_init(uint32_t addr, uint32_t count, Site site) {
   block.mbarriers[offset] = barrier;
 }
 
-// Hands on what the warp did before its last sync_warp or barrier. A GPU also hands on what the lane
-// alone did since; no kernel needs that.
+// Hands on what the warp did before its last sync_warp or barrier. A GPU also hands on what the
+// lane alone did since; no kernel needs that.
 void mbarrier_arrive(uint32_t addr, Site site) {
   Block& block = *current_block;
   Mbarrier& barrier = find(block, addr, block.actor(), "mbarrier_arrive", site);

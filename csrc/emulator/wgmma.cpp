@@ -36,9 +36,8 @@ Layout decode(uint64_t descriptor, Site site) {
 // contiguous, of k for a transposed factor.
 uint32_t address(const Layout& layout, uint32_t minor, uint32_t major) {
   const uint32_t width = layout.row_bytes / 2;
-  const uint32_t linear = layout.start + minor / 8 * layout.stride +
-                          minor % 8 * layout.row_bytes + major / width * layout.leading +
-                          major % width * 2;
+  const uint32_t linear = layout.start + minor / 8 * layout.stride + minor % 8 * layout.row_bytes +
+                          major / width * layout.leading + major % width * 2;
   // Bits 4 and up are changed by bits 7 and up, as many as the swizzle is wide.
   return linear ^ ((linear >> 7 & (layout.row_bytes / kChunkBytes - 1)) << 4);
 }

@@ -11,8 +11,6 @@ constexpr int kHopperMaxHeadDim = 64;
 
 // Throws std::invalid_argument for what is not compiled in.
 void hopper_attention_fwd(const AttentionParams& params, void* stream);
-
-// Throws std::invalid_argument if query heads share a key head: dk and dv have one owner each.
 void hopper_attention_bwd(const AttentionBwdParams& params, void* stream);
 
 }  // namespace fastattn::cuda

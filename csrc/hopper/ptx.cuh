@@ -82,26 +82,27 @@ __device__ __forceinline__ void wgmma_wait(Registers&... registers) {
 }
 
 // c (64, 8 * kColTiles) = a (64, 16) @ b (16, 8 * kColTiles), added to c if `accumulate`. Warp w of
-// the warpgroup has rows 16 * w to 16 * w + 15 of a and c, in the layout of mma_m16n8k16. Factors in
-// shared memory are named by descriptors (hopper/tile.cuh). A row of a, or a column of b, is
+// the warpgroup has rows 16 * w to 16 * w + 15 of a and c, in the layout of mma_m16n8k16. Factors
+// in shared memory are named by descriptors (hopper/tile.cuh). A row of a, or a column of b, is
 // contiguous there, or with kTransposed a column of a, or a row of b.
 #define FASTATTN_TILE(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
 #define FASTATTN_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
-#define FASTATTN_32 \
-  FASTATTN_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define FASTATTN_32 FASTATTN_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define FASTATTN_16_TILES FASTATTN_TILE(0), FASTATTN_TILE(1), FASTATTN_TILE(2), FASTATTN_TILE(3)
 #define FASTATTN_32_TILES \
   FASTATTN_16_TILES, FASTATTN_TILE(4), FASTATTN_TILE(5), FASTATTN_TILE(6), FASTATTN_TILE(7)
 
 #define FASTATTN_WGMMA_RS(n, type, tiles, registers, a0, a1, a2, a3, b_, add, b_major)       \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" add ", 0;\n"                         \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" add                                  \
+               ", 0;\n"                                                                      \
                "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" registers \
                "}, {%" a0 ",%" a1 ",%" a2 ",%" a3 "}, %" b_ ", add, 1, 1, %" b_major ";\n}"  \
                : tiles                                                                       \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}),   \
                  "n"(int{kTransposedB}))
 #define FASTATTN_WGMMA_SS(n, type, tiles, registers, a_, b_, add, a_major, b_major)          \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" add ", 0;\n"                         \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" add                                  \
+               ", 0;\n"                                                                      \
                "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" registers \
                "}, %" a_ ", %" b_ ", add, 1, 1, %" a_major ", %" b_major ";\n}"              \
                : tiles                                                                       \

@@ -1,11 +1,12 @@
 // Tiles as the tensor cores of Hopper read them from shared memory, and products of a warpgroup.
 //
 // A tile's rows are 64 or 128 bytes, and SmemTile permutes their chunks just as the hardware's
-// swizzles of 64 and 128 bytes do. So one tile is a factor with contiguous rows (q and k in q @ k.T)
-// and one with contiguous columns (v in p @ v): the descriptor is the same, and the instruction says
-// which. The layout of a warp's part of a product is that of mma_m16n8k16, so what happens between
-// products (mask.cuh, online_softmax.cuh, dropout.cuh, score_grad.cuh) is shared with cuda/.
-// Source of the layouts: PTX ISA 8.0, "Shared Memory Matrix Layout" and "Matrix Descriptor Format".
+// swizzles of 64 and 128 bytes do. So one tile is a factor with contiguous rows (q and k in q @
+// k.T) and one with contiguous columns (v in p @ v): the descriptor is the same, and the
+// instruction says which. The layout of a warp's part of a product is that of mma_m16n8k16, so what
+// happens between products (mask.cuh, online_softmax.cuh, dropout.cuh, score_grad.cuh) is shared
+// with cuda/. Source of the layouts: PTX ISA 8.0, "Shared Memory Matrix Layout" and "Matrix
+// Descriptor Format".
 #pragma once
 
 #include "cuda/attention_traits.cuh"
@@ -42,10 +43,9 @@ void dispatch_hopper(const Params& params, const Function& function) {
     if (params.head_dim <= kHopperMaxHeadDim) {
       return with_head_dim(element, std::integral_constant<int, kHopperMaxHeadDim>{});
     }
-    throw std::invalid_argument("attention: head_dim must be at most " +
-                                std::to_string(kHopperMaxHeadDim) + "; got " +
-                                std::to_string(params.head_dim) +
-                                ". Call attention(..., backend=\"cuda\").");
+    throw std::invalid_argument(
+        "attention: head_dim must be at most " + std::to_string(kHopperMaxHeadDim) + "; got " +
+        std::to_string(params.head_dim) + ". Call attention(..., backend=\"cuda\").");
   });
 }
 

@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import fastattn
 from fastattn import testing
-from fastattn.backends.cuda import CUDA, EMULATED
+from fastattn.backends.cuda import CUDA, EMULATED, EMULATED_HOPPER, HOPPER
 from fastattn.bench import texts
 from fastattn.bench.attention import forward_flops
 from fastattn.bench.cases import GPU_TARGETS, GpuCase
@@ -98,7 +98,9 @@ def make_problem(case: GpuCase, device: str, seed: int = 0) -> Problem:
 
 def implementations(problem: Problem) -> dict[str, Implementation]:
     """Returns everything that is timed, ours first."""
-    ours = [CUDA.NAME, "triton"] if problem.padded[0].is_cuda else [EMULATED.NAME]
+    ours = [EMULATED.NAME, EMULATED_HOPPER.NAME]
+    if problem.padded[0].is_cuda:
+        ours = [CUDA.NAME, "triton", HOPPER.NAME]
     found = {f"fastattn-{name}": Implementation(_ours(problem, name), True) for name in ours}
     kinds = {
         "sdpa-flash": SDPBackend.FLASH_ATTENTION,
