@@ -73,17 +73,27 @@ class Dropout {
     return draws;
   }
 
-  // Of the tiles from (row0, col0) on that have the same 16 rows, which with kTransposed are keys.
-  // Everything, if dropout is off.
-  template <bool kTransposed, int kTiles>
-  __device__ __forceinline__ KeptScores<kTiles> kept(int row0, int col0) const {
+  // Drops weights of two 16 x 8 tiles side by side, the first of which begins at (row0, col0).
+  __device__ __forceinline__ void drop(float (&left)[4], float (&right)[4], int row0,
+                                       int col0) const {
+    const DropoutDraws draws = draw</*kTransposed=*/false>(row0, col0);
+    FASTATTN_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (!draws.keeps(i, 0, threshold_)) left[i] = 0.0f;
+      if (!draws.keeps(i, 1, threshold_)) right[i] = 0.0f;
+    }
+  }
+
+  // Of tiles side by side whose rows are 16 keys, from (row0, col0) on. Everything, if dropout is
+  // off.
+  template <int kTiles>
+  __device__ __forceinline__ KeptScores<kTiles> kept_transposed(int row0, int col0) const {
     KeptScores<kTiles> kept;
     if (!is_on()) return kept;
     kept.bits = 0;
     FASTATTN_UNROLL
     for (int k = 0; k < kTiles; ++k) {
-      const DropoutDraws draws = kTransposed ? draw<true>(row0 + philox::kTile * k, col0)
-                                             : draw<false>(row0, col0 + philox::kTile * k);
+      const DropoutDraws draws = draw</*kTransposed=*/true>(row0 + philox::kTile * k, col0);
       FASTATTN_UNROLL
       for (int i = 0; i < 8; ++i) {
         if (draws.keeps(i % 4, i / 4, threshold_)) kept.bits |= 1u << (8 * k + i);

@@ -108,7 +108,8 @@ struct HopperBackward {
     Stats::store(stats(fills), load_stats(head, tile));
     cp_async_commit();
   }
-  // Starts the copies of a block of keys and of the first queries that meet it.
+  // Starts the copies of a block of keys and of the first queries that meet it: when those fill
+  // their stage, the keys have landed too.
   __device__ __forceinline__ void begin(const Keys& keys, const Queries& queries,
                                         const Pass& pass) const {
     if (!queries.exist()) return;
@@ -136,7 +137,7 @@ struct HopperBackward {
       wgmma_commit();
       KeptScores<kPart / 16> kept;  // drawn while the products are under way
       if constexpr (Traits::kMayDrop) {
-        kept = grad.dropout.template kept</*kTransposed=*/true, kPart / 16>(row0 + part, col0);
+        kept = grad.dropout.template kept_transposed<kPart / 16>(row0 + part, col0);
       }
       wgmma_wait<0>(s, dp);
       FASTATTN_UNROLL
@@ -293,13 +294,6 @@ struct HopperBackward {
     });
   }
 
-  // Copies that are under way land, for products of all warps.
-  __device__ __forceinline__ void land() const {
-    cp_async_wait<0>();
-    fence_proxy_async();
-    sync_threads();
-  }
-
   __device__ __forceinline__ void run(const Pass& pass) {
     if (pass.with_dq) clear_dq(pass);
     Keys keys = keys_at(pass.col0, pass.col_end);
@@ -309,7 +303,6 @@ struct HopperBackward {
       Results results{};
       for (int head = pass.head; queries.exist() && head < pass.end_head; ++head) {
         if (head != pass.head) begin_head(head, queries.tile);
-        land();
         stream(results, keys, queries, head, pass);
       }
       sync_threads();  // nobody reads keys or ds any more

@@ -44,10 +44,6 @@ struct HopperForward {
     wgmma_fence(s);
     issue_by_rows<T>(s, state.q, stage);
     wgmma_commit();
-    KeptScores<kBlockN / 16> kept;  // drawn while the product is under way
-    if constexpr (Traits::kMayDrop) {
-      kept = dropout.template kept</*kTransposed=*/false, kBlockN / 16>(row0, keys.col0);
-    }
     wgmma_wait<0>(s);
     float capped[kBlockN / 8][4];
     rule.apply(s, capped, ScorePlace<false>::of_tile(row0, keys.col0));
@@ -62,9 +58,8 @@ struct HopperForward {
     uint32_t p[kBlockN / 16][4];
     FASTATTN_UNROLL
     for (int k = 0; k < kBlockN / 16; ++k) {
-      FASTATTN_UNROLL
-      for (int i = 0; i < 8; ++i) {
-        if (!kept.keeps(k, i / 4, i % 4)) s[2 * k + i / 4][i % 4] = 0.0f;
+      if (Traits::kMayDrop && dropout.is_on()) {
+        dropout.drop(s[2 * k], s[2 * k + 1], row0, keys.col0 + 16 * k);
       }
       pack_left<T>(p[k], s[2 * k], s[2 * k + 1]);
     }

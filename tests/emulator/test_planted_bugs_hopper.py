@@ -180,7 +180,7 @@ BUGS = [
         BWD,
         "named_barrier_sync(barrier, Traits::kThreads)",
         "named_barrier_sync(barrier, Traits::kThreads / 2)",
-        "barrier: ",
+        "barrier: |race: |fence: |uninitialised: ",
     ),
     Bug(
         "bwd: keys are overwritten while products read them",
@@ -190,11 +190,13 @@ BUGS = [
         "race: |in flight: ",
     ),
     Bug(
-        "bwd: keys are not waited for",
+        "bwd: keys are copied after the queries that announce them",
         BWD,
-        "    cp_async_wait<0>();\n    fence_proxy_async();\n    sync_threads();\n",
-        "    sync_threads();\n",
-        "in flight: |fence: |race: ",
+        "    begin_head(pass.head, queries.tile);\n  }\n",
+        "    begin_head(pass.head, queries.tile);\n    copy_keys<Traits>(smem, "
+        "k_rows<Traits, const T>(sequence, params.k, kv_head, head_dim), "
+        "k_rows<Traits, const T>(sequence, params.v, kv_head, head_dim), head_dim, keys);\n  }\n",
+        "in flight: |race: ",
     ),
     Bug(
         "bwd: dq begins with what lies there",
@@ -204,11 +206,11 @@ BUGS = [
         "uninitialised: lds",
     ),
     Bug(
-        "bwd: the other warpgroup adds to dq",
+        "bwd: both warpgroups add to a tile's dq",
         BWD,
         "tile % kNumGroups == group",
-        "tile % kNumGroups != group",
-        "race: ",
+        "tile % kNumGroups == tile % kNumGroups",
+        "barrier: |race: ",
     ),
     Bug(
         "bwd: a stage is released before dk and dv have read it",
