@@ -38,7 +38,7 @@ $(DEMO_READY): $(INSTALL_INPUTS) | $(BIN)/python
 
 # The tests also want the CUDA kernels for the emulator of a GPU, which needs no CUDA.
 $(DEV_READY): $(INSTALL_INPUTS) | $(BIN)/python
-	FASTATTN_EMULATOR=1 $(INSTALL) -e ".[finetune,bench,dev]"
+	FASTATTN_EMULATOR=1 $(INSTALL) -e ".[finetune,data,bench,dev]"
 	@touch $(DEMO_READY) $@
 
 # With FASTATTN_CUDA=1 the CUDA compiler comes with pip, before what it is to compile.

@@ -1,10 +1,12 @@
-"""All that a GPU is needed for: checks, tests, golden results of instructions, benchmarks.
+"""All that a GPU is needed for: tables, checks, tests, golden results of instructions, benchmarks.
 
     make gpu            builds for the GPU at hand first
     python bench/gpu.py [--quick]
 
 Runs every step whatever the others say, and writes what each gave to gpu-steps.json beside the
-results of the benchmark, in bench/results/<gpu>/. Nothing has been measured on a GPU yet.
+results of the benchmark, in bench/results/<gpu>/. The sizes of Triton's tiles, and which of the two
+GPU backends goes first, are measured too and written into their tables (bench/gpu_tables.py):
+commit these with the results. Nothing has been measured on a GPU yet.
 """
 
 from __future__ import annotations
@@ -25,15 +27,17 @@ from fastattn.bench import results
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+TABLES = [sys.executable, "bench/gpu_tables.py"]
 FASTATTN = [sys.executable, "-c", "from fastattn.cli import main; main()"]
 # A few calls of every kernel: the tools make them a hundred times as slow.
 SMALL = [*PYTEST, "tests/backends/test_cuda_gpu.py", "-k", "test_options and 64 and contiguous"]
 
 
-def steps(quick: bool) -> dict[str, list[str]]:
-    """The commands, in their order."""
+def steps(quick: bool, folder: Path) -> dict[str, list[str]]:
+    """The commands, in their order: tables of sizes first, so that all else runs with them."""
     found = {
         "info": [*FASTATTN, "info"],
+        "table of tiles": [*TABLES, "tiles"],
         "check": [*FASTATTN, "check"],
         "compiled kernels": [*PYTEST, "tests/backends/test_cuda_build.py"],
         "tests": [*PYTEST, "-m", "gpu", "tests"],
@@ -45,6 +49,9 @@ def steps(quick: bool) -> dict[str, list[str]]:
     for kind in ("attention", "bert"):
         bench = [*FASTATTN, "bench", kind, "--device", "cuda"]
         found[f"bench {kind}"] = [*bench, "--quick"] if quick else bench
+        if kind == "attention":
+            result = str(folder / results.FILE_NAMES["gpu-attention"])
+            found["table of the order"] = [*TABLES, "order", result]
     return found
 
 
@@ -66,12 +73,12 @@ def main() -> int:
         print("gpu: there must be a GPU that torch can use; got none. See `fastattn info`.")
         return 2
     head = results.provenance("gpu-attention", "python bench/gpu.py", quick=quick, partial=False)
-    outcomes = {}
-    for name, command in steps(quick).items():
-        print(f"\n== {name}", flush=True)
-        outcomes[name] = run(command)
     folder = ROOT / "bench" / "results" / head["machine"]["slug"]
     folder.mkdir(parents=True, exist_ok=True)
+    outcomes = {}
+    for name, command in steps(quick, folder).items():
+        print(f"\n== {name}", flush=True)
+        outcomes[name] = run(command)
     record = {"machine": head["machine"], "versions": head["versions"], "git": head["git"]}
     text = json.dumps({**record, "date": head["date"], "steps": outcomes}, indent=1)
     (folder / "gpu-steps.json").write_text(text + "\n", encoding="utf-8")

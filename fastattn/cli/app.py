@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastattn.cli import bench_command, explain_command, finetune_command
+from fastattn.cli import bench_command, data_command, explain_command, finetune_command
 from fastattn.cli.errors import clear_errors
 
 app = typer.Typer(
@@ -73,3 +73,4 @@ def check(debug: Debug = False) -> None:
 app.command("explain")(explain_command.explain)
 app.command("finetune")(finetune_command.finetune)
 app.add_typer(bench_command.app, name="bench")
+app.add_typer(data_command.app, name="data")

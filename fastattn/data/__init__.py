@@ -6,6 +6,10 @@
     splits = load("reviews.csv", text_column="review", label_column="sentiment")
     splits.train.texts, splits.train.labels, splits.label_names, splits.report
 
+:mod:`fastattn.data.build` makes data sets of six tasks with a report; :mod:`fastattn.data.readers`
+yields the rows of files of every kind, :mod:`fastattn.data.tasks` checks them, and
+:mod:`fastattn.data.built` reads what a build has made.
+
 Every step is deterministic: the same data and the same ``split_seed`` give the same splits on
 every machine, whatever the order of the rows (:mod:`fastattn.data.splits` has the rule).
 """

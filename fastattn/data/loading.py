@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastattn.data import labels, sources
+from fastattn.data import built, labels, sources
 from fastattn.data.clean import Row, deduplicate, replace_breaks
 from fastattn.data.files import Rows
-from fastattn.data.splits import Size, Sizes, Texts, check_sizes, make_splits
+from fastattn.data.splits import (
+    Size,
+    Sizes,
+    Texts,
+    check_sizes,
+    make_splits,
+    remove_shared,
+)
+from fastattn.errors import DataError
 
 
 class Splits(NamedTuple):
@@ -36,6 +45,9 @@ def load(
 ) -> Splits:
     """Reads a data set, drops duplicates, and splits it (:mod:`fastattn.data.splits`).
 
+    The splits of a folder that ``fastattn data build`` made (:mod:`fastattn.data.built`) are taken
+    exactly as they are; a size takes the first rows of one, which are in random order.
+
     Args:
         data, text_column, label_column: see :func:`fastattn.data.sources.read`.
         train_size: number of rows, "all", or None: all that are left.
@@ -49,6 +61,8 @@ def load(
     """
     sizes = Sizes(train_size, validation_size, test_size)
     check_sizes(sizes)
+    if built.is_built(Path(data).expanduser()):
+        return _load_built(data, text_column or label_column, sizes, split_seed)
     source = sources.read(data, text_column, label_column)
     given = {"train": source.train, "validation": source.validation, "test": source.test}
     parts = {name: rows for name, rows in given.items() if rows is not None}
@@ -65,7 +79,7 @@ def load(
             "duplicates": result.duplicates,
             "conflicting_labels": result.conflicts,
         }
-    leaks = _remove_shared(kept)
+    leaks = remove_shared(kept)
     for name, count in leaks.items():
         report[f"{name}_rows"]["also_held_out"] = count
     chosen = make_splits(kept["train"], kept.get("validation"), kept.get("test"), sizes, split_seed)
@@ -79,23 +93,51 @@ def load(
     return Splits(train, validation, test, label_names, report)
 
 
+def _load_built(folder: str, column: str | None, sizes: Sizes, split_seed: int) -> Splits:
+    description = built.read_description(folder)
+    if description["task"] != "classification":
+        raise DataError(
+            f"data: a data set for classification must be given; got {folder!r}, which was built "
+            f"for {description['task']}. Build it with --task classification."
+        )
+    if column is not None:
+        raise DataError(
+            "data: text_column and label_column must be left out for a built data set; got "
+            f"{column!r}. Its columns are text and label."
+        )
+    names: list[str] = description["label_names"]
+    index = {name: number for number, name in enumerate(names)}
+    report: dict[str, Any] = {"source": folder, "notes": ["splits as they were built"]}
+    parts = {}
+    for name, size in zip(Sizes._fields, sizes, strict=True):
+        rows = _built_rows(folder, description, name, size)
+        report[f"{name}_rows"] = {"read": len(rows)}
+        parts[name] = Texts([row["text"] for row in rows], [index[row["label"]] for row in rows])
+    report["split_seed"] = split_seed
+    report["line_breaks_replaced"] = False
+    report["sizes"] = {name: len(part.texts) for name, part in parts.items()}
+    return Splits(parts["train"], parts["validation"], parts["test"], names, report)
+
+
+def _built_rows(
+    folder: str, description: dict[str, Any], split: str, size: Size | None
+) -> list[dict[str, Any]]:
+    if size == 0 or (split == "validation" and split not in description["files"] and not size):
+        return []
+    rows = list(built.read_split(folder, split))
+    if size is None or size == "all":
+        return rows
+    if size > len(rows):
+        raise DataError(
+            f"data: {split}_size must be at most the {len(rows):,} rows of the {split} split of "
+            f"{folder!r}; got {size:,}. Ask for fewer with --{split}-size."
+        )
+    return rows[:size]
+
+
 def _texts(rows: Rows, has_line_breaks: bool) -> list[str]:
     texts = [text or "" for text in rows.texts]
     return [replace_breaks(text) for text in texts] if has_line_breaks else texts
-
-
-def _remove_shared(kept: dict[str, list[Row]]) -> dict[str, int]:
-    """Takes out of train what validation or test holds, and out of validation what test holds."""
-    held_out: set[str] = set()
-    removed: dict[str, int] = {}
-    for name in ("test", "validation", "train"):
-        if name not in kept:
-            continue
-        before = len(kept[name])
-        kept[name] = [row for row in kept[name] if row.key not in held_out]
-        removed[name] = before - len(kept[name])
-        held_out.update(row.key for row in kept[name])
-    return removed
 
 
 def _as_texts(rows: Sequence[Row]) -> Texts:

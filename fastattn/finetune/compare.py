@@ -10,18 +10,19 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
 import fastattn
 from fastattn.finetune.config import FinetuneConfig
-from fastattn.finetune.training import Tokenized, choose_device
+from fastattn.finetune.model import ATTENTION_DROPOUTS, HIDDEN_DROPOUTS
+from fastattn.finetune.tasks.base import Encoded, Task
+from fastattn.finetune.training import choose_device
 
 _MAX_GRAD_NORM = 1.0  # the Trainer's default
 
@@ -29,7 +30,7 @@ Batch = dict[str, torch.Tensor]
 
 
 def compare_steps(
-    config: FinetuneConfig, checkpoint: Path, tokenizer: Any, train: Tokenized
+    config: FinetuneConfig, task: Task, checkpoint: Path, tokenizer: Any, train: Encoded
 ) -> dict[str, Any]:
     """Times training steps of stock Transformers and of the patched model, one by one in turn.
 
@@ -42,8 +43,9 @@ def compare_steps(
         Medians in milliseconds, their ratio, and what they were measured on.
     """
     device = choose_device(config)
-    batches = _draw_batches(config, tokenizer, train, device)
-    models = {name: _load_stock(checkpoint).to(device) for name in ("stock", "fastattn")}
+    load = task.auto_model.from_pretrained
+    models = {name: _load_stock(load, checkpoint).to(device) for name in ("stock", "fastattn")}
+    batches = _draw_batches(config, task.collator(tokenizer, models["stock"]), train, device)
     fastattn.patch(models["fastattn"])
     difference = _logit_difference(models, batches[0])
     steppers = {name: _Stepper(model, config) for name, model in models.items()}
@@ -106,9 +108,8 @@ class _Stepper:
             torch.cuda.synchronize()
 
 
-def _load_stock(checkpoint: Path) -> Any:
+def _load_stock(load: Callable[..., Any], checkpoint: Path) -> Any:
     """Loads a checkpoint as a user of Transformers would who knows its fastest attention."""
-    load = AutoModelForSequenceClassification.from_pretrained
     try:
         return load(checkpoint, attn_implementation="sdpa")
     except ValueError:  # some models do not have it
@@ -116,7 +117,7 @@ def _load_stock(checkpoint: Path) -> Any:
 
 
 def _draw_batches(
-    config: FinetuneConfig, tokenizer: Any, train: Tokenized, device: str
+    config: FinetuneConfig, collator: Any, train: Encoded, device: str
 ) -> list[Batch]:
     loader = torch.utils.data.DataLoader(
         train,
@@ -126,7 +127,7 @@ def _draw_batches(
             num_samples=min(config.batch_size, len(train)) * (config.compare_steps + 1),
             generator=torch.Generator().manual_seed(config.seed),
         ),
-        collate_fn=DataCollatorWithPadding(tokenizer),
+        collate_fn=collator,
     )
     return [{name: value.to(device) for name, value in batch.items()} for batch in loader]
 
@@ -134,11 +135,24 @@ def _draw_batches(
 @torch.no_grad()
 def _logit_difference(models: dict[str, nn.Module], batch: Batch) -> float:
     """The largest difference between the models' logits without dropout."""
-    stock, ours = (model.eval()(**batch).logits.float() for model in models.values())
-    return float((stock - ours).abs().max())
+    stock, ours = (_logits(model.eval()(**batch)) for model in models.values())
+    difference = (stock - ours).abs()
+    is_token = batch["attention_mask"].bool()
+    if stock.ndim == 3 and stock.shape[:2] == is_token.shape:
+        # Tokens' logits: what stock computes for padding means nothing.
+        difference = difference[is_token]
+    return float(difference.max())
 
 
-def _dropout(model: Any) -> Sequence[float] | None:
+def _logits(output: Any) -> torch.Tensor:
+    if "logits" in output:
+        return output.logits.float()
+    return torch.stack([output.start_logits, output.end_logits]).float()
+
+
+def _dropout(model: Any) -> Sequence[float]:
     """The dropout of hidden states and of attention weights."""
-    names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-    return [getattr(model.config, name, 0.0) for name in names]
+    return [
+        next((getattr(model.config, name) for name in names if hasattr(model.config, name)), 0.0)
+        for names in (HIDDEN_DROPOUTS, ATTENTION_DROPOUTS)
+    ]

@@ -2,48 +2,65 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-PACKAGED_DATA = "imdb"
-PACKAGED_MODEL = "minilm-l6"
+from fastattn.finetune.defaults import own_settings
+from fastattn.finetune.tasks import DEFAULT_TASK, TASK_NAMES
 
 Size = int | Literal["all"]
+
+# A default that the task or the model decides.
+_OWN: Any = None
 
 
 @dataclass
 class FinetuneConfig:
     """What to train, on what, and how. ``fastattn finetune --help`` describes each field.
 
-    Sizes that are None have a default that depends on the data: the packaged reviews train on
-    as many as make a good classifier in minutes on two cores, other data on all there is
-    (:func:`fastattn.data.load`).
+    Without ``data``, a task takes its own, which needs no network. Sizes that are None have a
+    default that depends on the data: the packaged reviews train on as many as make a good
+    classifier in minutes on two cores, other data on all there is (:func:`fastattn.data.load`).
+    The model and its recipe, where they are not given, are those of
+    :mod:`fastattn.finetune.defaults`.
     """
 
-    data: str = PACKAGED_DATA
+    task: str = DEFAULT_TASK
+    data: str | None = None
     text_column: str | None = None
     label_column: str | None = None
+    column: dict[str, str] = dataclasses.field(default_factory=dict)
+    label_columns: str | None = None
+    label_separator: str = "|"
+    plain_tags: bool = False
     train_size: Size | None = None
     validation_size: Size | None = None
     test_size: Size | None = None
     split_seed: int = 0
-    model: str = PACKAGED_MODEL
+    model: str = _OWN
     output: str | None = None
     overwrite: bool = False
     resume: bool = False
-    epochs: float = 1.0
+    epochs: float = _OWN
     max_steps: int | None = None
-    batch_size: int = 8
-    eval_batch_size: int = 32
-    learning_rate: float = 1e-4
+    batch_size: int = _OWN
+    eval_batch_size: int = _OWN
+    learning_rate: float = _OWN
     warmup_ratio: float = 0.1
     warmup_steps: int | None = None
     weight_decay: float = 0.01
     dropout: float | None = None
-    max_length: int = 512
-    truncation_side: str = "left"
+    max_length: int = _OWN
+    mlm_probability: float = 0.15
+    whole_words: bool = False
+    num_beams: int = 1
+    truncation_side: str = _OWN
+    stride: int | None = None
+    max_answer_length: int = 30
+    threshold: float = 0.5
     bf16: bool = False
     seed: int = 0
     save_steps: int | None = None
@@ -52,6 +69,11 @@ class FinetuneConfig:
     threads: int | None = None
     compare_steps: int = 5
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in own_settings(self.task, self.model).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
     def check(self) -> None:
         """Raises a ValueError that names the first setting that breaks its rule."""
@@ -93,13 +115,16 @@ _Rule = tuple[str, Callable[[Any], bool], str]
 
 
 def _rules() -> Iterator[_Rule]:
-    for field in ("batch_size", "eval_batch_size"):
+    yield "task", lambda x: x in TASK_NAMES, f"one of {', '.join(TASK_NAMES)}"
+    for field in ("batch_size", "eval_batch_size", "num_beams"):
         yield field, lambda x: _whole(x, 1), "a whole number of at least 1"
+    yield "max_answer_length", lambda x: _whole(x, 1), "a whole number of at least 1"
     for field in ("max_steps", "save_steps", "threads"):
         yield field, lambda x: x is None or _whole(x, 1), "a whole number of at least 1"
     for field in ("seed", "split_seed", "compare_steps"):
         yield field, lambda x: _whole(x, 0), "a whole number of at least 0"
-    yield "warmup_steps", lambda x: x is None or _whole(x, 0), "a whole number of at least 0"
+    for field in ("warmup_steps", "stride"):
+        yield field, lambda x: x is None or _whole(x, 0), "a whole number of at least 0"
     yield (
         "max_length",
         lambda x: _whole(x, 4),
@@ -113,6 +138,13 @@ def _rules() -> Iterator[_Rule]:
     )
     for field in ("weight_decay", "warmup_ratio"):
         yield field, lambda x: _number(x) and 0 <= x <= 1, "between 0 and 1"
+    yield (
+        "mlm_probability",
+        lambda x: _number(x) and 0.01 <= x <= 0.9,
+        "between 0.01 and 0.9 (0.15 is usual)",
+    )
+    yield "threshold", lambda x: _number(x) and 0 < x < 1, "a probability above 0 and below 1"
+    yield "label_separator", lambda x: isinstance(x, str) and x != "", "a character or more"
     yield "dropout", lambda x: x is None or (_number(x) and 0 <= x < 1), "at least 0 and below 1"
     yield "device", lambda x: x in ("auto", "cpu", "cuda"), '"auto", "cpu" or "cuda"'
     yield "truncation_side", lambda x: x in ("left", "right"), '"left" or "right"'

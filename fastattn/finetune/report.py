@@ -10,23 +10,25 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fastattn import data
 from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.tasks import DEFAULT_TASK
+from fastattn.finetune.tasks.base import Task, TaskData
 
 
 def print_start(
     console: Console,
     config: FinetuneConfig,
+    task: Task,
     folder: Path,
-    splits: data.Splits,
+    data: TaskData,
     model: Any,
     patch_report: str | None,
 ) -> None:
     """Says what is about to be trained, on what, and with which kernels."""
-    sizes = splits.report["sizes"]
+    sizes = data.report["sizes"]
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    _print(console, f"data      {splits.report['source']}")
-    for name, counts in splits.report.items():
+    _print(console, f"data      {data.report['source']}")
+    for name, counts in data.report.items():
         if name.endswith("_rows"):
             dropped = {reason: n for reason, n in counts.items() if reason != "read" and n}
             words = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in dropped.items())
@@ -35,13 +37,12 @@ def print_start(
                 console,
                 f"          {part}: {counts['read']:,} rows read, dropped: {words or 'none'}",
             )
-    for note in splits.report["notes"]:
+    for note in data.report["notes"]:
         _print(console, f"          note: {note}")
     _print(
         console,
         f"splits    train {sizes['train']:,} | validation {sizes['validation']:,} | "
-        f"test {sizes['test']:,} texts, none in two of them; classes: "
-        f"{', '.join(splits.label_names[:8])}",
+        f"test {sizes['test']:,} {task.examples}, none in two of them{_classes(data)}",
     )
     _print(
         console,
@@ -58,19 +59,16 @@ def print_start(
     _print(console, f"output    {folder}\n")
 
 
-def print_result(console: Console, metrics: dict[str, Any], folder: Path) -> None:
+def print_result(console: Console, task: Task, metrics: dict[str, Any], folder: Path) -> None:
     """Prints the figures of a run, and what to type next."""
-    accuracy, texts = metrics["test_accuracy"], metrics["test_texts"]
-    interval = 1.96 * math.sqrt(accuracy * (1 - accuracy) / texts)
-    rows = [
-        (
-            "test accuracy",
-            f"{accuracy:.3f} ± {interval:.3f} (95 %) on {texts:,} held-out texts; "
-            f"always the commonest class: {metrics['test_majority_accuracy']:.3f}",
-        ),
+    rows = [(f"test {task.metric.replace('_', ' ')}", _score(task, metrics))]
+    if task.further_metrics:
+        rows.append(("", _further(task, metrics)))
+    rows += [
         (
             "training",
-            f"{metrics['train_seconds']:.1f} s for {metrics['train_texts']:,} texts, "
+            f"{metrics['train_seconds']:.1f} s for {metrics[f'train_{task.examples}']:,} "
+            f"{task.examples}, "
             f"{metrics['train_tokens_per_second']:,.0f} tokens/s (padding not counted)",
         ),
         (
@@ -84,11 +82,35 @@ def print_result(console: Console, metrics: dict[str, Any], folder: Path) -> Non
             ("training step" if index == 0 else "", line)
             for index, line in enumerate(_comparison(metrics["compare"]))
         ]
+    rows += [("note" if index == 0 else "", note) for index, note in enumerate(metrics["notes"])]
     rows.append(("total", f"{metrics['total_seconds']:.1f} s"))
     console.print()
     for name, words in rows:
         _print(console, f"{name:15}{words}")
-    _print(console, _next_steps(folder))
+    _print(console, _next_steps(task, folder))
+
+
+def _classes(data: TaskData) -> str:
+    return f"; classes: {', '.join(data.label_names[:8])}" if data.label_names else ""
+
+
+def _score(task: Task, metrics: dict[str, Any]) -> str:
+    """The metric on the test set, its interval if it is a share, and what it must beat."""
+    score, count = metrics[f"test_{task.metric}"], metrics[f"test_{task.examples}"]
+    interval = ""
+    if task.metric_is_share:
+        interval = f" ± {1.96 * math.sqrt(score * (1 - score) / count):.3f} (95 %)"
+    return (
+        f"{score:.3f}{interval} on {count:,} held-out {task.examples}; "
+        f"{metrics['baseline']}: {metrics[f'baseline_{task.metric}']:.3f}"
+    )
+
+
+def _further(task: Task, metrics: dict[str, Any]) -> str:
+    found = ((name, metrics.get(f"test_{name}")) for name in task.further_metrics)
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:.3f}" for name, value in found if value is not None
+    )
 
 
 def _print(console: Console, line: str) -> None:
@@ -123,21 +145,26 @@ def _comparison(compare: dict[str, Any]) -> list[str]:
     ]
 
 
-def _next_steps(folder: Path) -> str:
+def _next_steps(task: Task, folder: Path) -> str:
     where = shlex.quote(str(folder))
+    file, kind = task.own_file
+    # Not indented: Python would refuse its second line.
+    usage = task.usage(folder)
     return f"""
 Saved in {folder}: the model and its tokenizer, metrics.json, run.json.
 
 What to type next (activate the environment first if there is one: . .venv/bin/activate)
   Use it, with plain Transformers:
-    python -c "from transformers import pipeline
-    classify = pipeline('text-classification', {str(folder)!r}, truncation=True)
-    print(classify(['A film to remember.', 'Two hours I will not get back.']))"
-  Train on your own data, a CSV file with the columns text and label:
-    fastattn finetune --data reviews.csv --output runs/mine
+python -c "{usage}"
+  Train on your own data, {kind} with {task.columns}:
+    fastattn finetune{_task_option(task)} --data {file} --output runs/mine
   See all settings, check this installation, run the tests (in the source folder):
     fastattn finetune --help
     fastattn check
     make test
   Go on with this run for longer:
-    fastattn finetune --resume --output {where} --epochs 2"""
+    fastattn finetune{_task_option(task)} --resume --output {where} --epochs 2"""
+
+
+def _task_option(task: Task) -> str:
+    return "" if task.name == DEFAULT_TASK else f" --task {task.name}"

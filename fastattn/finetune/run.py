@@ -7,7 +7,6 @@ import resource
 import shlex
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,18 +14,15 @@ import torch
 from rich.console import Console
 from transformers import Trainer, set_seed
 
-from fastattn import data, environment
+from fastattn import environment
 from fastattn.finetune import model as models
 from fastattn.finetune import report
 from fastattn.finetune.compare import compare_steps
-from fastattn.finetune.config import PACKAGED_DATA, FinetuneConfig
+from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.output import METRICS_FILE, RUN_FILE, OutputFolder, choose_folder
-from fastattn.finetune.training import Tokenized, choose_device, evaluate, make_trainer, train
-
-# What the packaged reviews train, choose and test on, where the settings do not say: minutes on
-# two cores, and an accuracy well above 0.83 whatever the seed: 0.85 after 1,000 texts, 0.87 after
-# 1,500, 0.885 after 2,000 (2026-11-24).
-_PACKAGED_SIZES = {"train_size": 1_500, "validation_size": 200, "test_size": 1_000}
+from fastattn.finetune.tasks import get_task
+from fastattn.finetune.tasks.base import Encoded, Task, TaskData
+from fastattn.finetune.training import choose_device, evaluate, make_trainer, train
 
 # Settings that a resumed run may change: they do not change what the steps so far have done.
 _MAY_CHANGE = {
@@ -47,7 +43,8 @@ class _Prepared(NamedTuple):
 
     folder: OutputFolder
     checkpoint: Path | None  # to resume from
-    splits: data.Splits
+    task: Task
+    data: TaskData
     tokenizer: Any
     model: Any
     model_source: str
@@ -55,7 +52,7 @@ class _Prepared(NamedTuple):
 
 
 def finetune(config: FinetuneConfig, console: Console | None = None) -> FinetuneResult:
-    """Fine-tunes a model for text classification and saves an ordinary checkpoint.
+    """Fine-tunes a model for a task and saves an ordinary checkpoint.
 
     Everything that can be wrong is checked before anything is written or trained.
 
@@ -95,11 +92,13 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     if config.patch and config.compare_steps > 0:
         del trainer  # and its optimizer, to make room for two more models
         prepared.model.to("cpu")
-        metrics["compare"] = compare_steps(config, folder.path, prepared.tokenizer, train_set)
+        metrics["compare"] = compare_steps(
+            config, prepared.task, folder.path, prepared.tokenizer, train_set
+        )
     metrics["total_seconds"] = time.perf_counter() - started
     folder.write_json(METRICS_FILE, metrics)
     folder.write_json(RUN_FILE, {**record, "status": "finished", "finished": _now()})
-    report.print_result(console, metrics, folder.path)
+    report.print_result(console, prepared.task, metrics, folder.path)
     return FinetuneResult(folder.path, metrics)
 
 
@@ -110,37 +109,28 @@ def _prepare(config: FinetuneConfig, console: Console) -> _Prepared:
         checkpoint = folder.check_resumable(config.as_dict(), _MAY_CHANGE)
     else:
         folder.check_free(config.overwrite)
+    task = get_task(config.task)
     source = models.find_model(config.model)
-    tokenizer = models.load_tokenizer(source, config)
-    sizes = {name: getattr(config, name) for name in _PACKAGED_SIZES}
-    if config.data == PACKAGED_DATA:
-        sizes = {name: _PACKAGED_SIZES[name] if x is None else x for name, x in sizes.items()}
-    splits = data.load(
-        config.data,
-        text_column=config.text_column,
-        label_column=config.label_column,
-        split_seed=config.split_seed,
-        **sizes,
-    )
-    set_seed(config.seed)  # the new classification head is drawn from it
-    model = models.load_model(source, models.load_config(source, config, splits.label_names))
+    data = task.load_data(config)
+    tokenizer = task.load_tokenizer(source, data, config)
+    set_seed(config.seed)  # a new head is drawn from it
+    model = task.load_model(source, tokenizer, data, config)
     patch_report = models.accelerate(model) if config.patch else None
-    report.print_start(console, config, folder.path, splits, model, patch_report)
-    return _Prepared(folder, checkpoint, splits, tokenizer, model, source, patch_report)
+    report.print_start(console, config, task, folder.path, data, model, patch_report)
+    return _Prepared(folder, checkpoint, task, data, tokenizer, model, source, patch_report)
 
 
-def _train(
-    config: FinetuneConfig, prepared: _Prepared
-) -> tuple[dict[str, Any], Trainer, Tokenized]:
+def _train(config: FinetuneConfig, prepared: _Prepared) -> tuple[dict[str, Any], Trainer, Encoded]:
     """Trains and evaluates; returns the figures, the Trainer and the training set."""
-    splits = prepared.splits
+    task, data = prepared.task, prepared.data
     train_set, validation, test = (
-        Tokenized(texts, prepared.tokenizer, config.max_length) if texts.texts else None
-        for texts in (splits.train, splits.validation, splits.test)
+        task.encode(examples, prepared.tokenizer, config) if examples else None
+        for examples in (data.train, data.validation, data.test)
     )
     assert train_set is not None and test is not None
     trainer, progress = make_trainer(
         config,
+        task,
         prepared.model,
         prepared.tokenizer,
         train_set,
@@ -148,15 +138,20 @@ def _train(
         prepared.folder.checkpoints,
     )
     train_loss = train(trainer, prepared.checkpoint)
-    result = evaluate(trainer, test, "test")
+    result = evaluate(trainer, task, test)
+    baseline = task.baseline(data)
     metrics: dict[str, Any] = {
-        "test_accuracy": result.accuracy,
+        "task": task.name,
+        "metric": task.metric,
+        **{f"test_{name}": value for name, value in result.metrics.items()},
         "test_loss": result.loss,
-        "test_texts": result.num_texts,
-        "test_majority_accuracy": max(Counter(splits.test.labels).values()) / result.num_texts,
-        "validation_accuracy": _last(trainer, "eval_accuracy"),
+        f"test_{task.examples}": result.num_examples,
+        f"baseline_{task.metric}": baseline.score,
+        "baseline": baseline.words,
+        "notes": _notes(train=train_set, validation=validation, test=test),
+        f"validation_{task.metric}": _last(trainer, f"eval_{task.metric}"),
         "train_loss": train_loss,
-        "train_texts": len(train_set),
+        f"train_{task.examples}": len(data.train),
         "train_steps": trainer.state.global_step,
         "resumed_from_step": progress.first_step,
         "train_seconds": progress.train_seconds,
@@ -173,6 +168,13 @@ def _train(
         **peak_memory(),
     }
     return metrics, trainer, train_set
+
+
+def _notes(**sets: Encoded | None) -> list[str]:
+    """What the features of each set lack."""
+    return [
+        f"{name}: {note}" for name, encoded in sets.items() if encoded for note in encoded.notes
+    ]
 
 
 def peak_memory() -> dict[str, int | None]:
@@ -198,8 +200,8 @@ def _run_record(config: FinetuneConfig, prepared: _Prepared) -> dict[str, Any]:
         "settings": config.as_dict(),
         "output": str(prepared.folder.path.resolve()),
         "model": prepared.model_source,
-        "label_names": prepared.splits.label_names,
-        "data": prepared.splits.report,
+        "label_names": prepared.data.label_names,
+        "data": prepared.data.report,
         "patch": prepared.patch_report,
         "git_commit": environment.git_commit(),
         **environment.collect(),

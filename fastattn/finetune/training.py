@@ -9,19 +9,12 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import (
-    DataCollatorWithPadding,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from fastattn.data import Texts
 from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.tasks.base import Encoded, Task
 
 # Bars are redrawn this often; to a log file, where every redraw is a line, less often.
 _TERMINAL_INTERVAL_S = 0.2
@@ -31,32 +24,11 @@ _LOG_INTERVAL_S = 5.0
 class Evaluation(NamedTuple):
     """How well a model does on one set, and how long that took."""
 
-    accuracy: float
+    metrics: dict[str, float]
     loss: float
     seconds: float
-    num_texts: int
+    num_examples: int
     num_tokens: int  # without padding
-
-
-class Tokenized(torch.utils.data.Dataset):
-    """Texts as token ids, cut to a length and not padded: padding is the collator's."""
-
-    def __init__(self, texts: Texts, tokenizer: Any, max_length: int) -> None:
-        encoded = tokenizer(texts.texts, truncation=True, max_length=max_length, padding=False)
-        columns = {**encoded, "labels": texts.labels}
-        self._rows = [
-            dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)
-        ]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._rows[index]
-
-    def num_tokens(self) -> int:
-        """Returns the number of tokens, special ones included."""
-        return sum(len(row["input_ids"]) for row in self._rows)
 
 
 class Progress(TrainerCallback):
@@ -154,27 +126,28 @@ def choose_device(config: FinetuneConfig) -> str:
     return "cuda" if available and config.device != "cpu" else "cpu"
 
 
-def num_training_steps(config: FinetuneConfig, num_texts: int) -> int:
+def num_training_steps(config: FinetuneConfig, num_features: int) -> int:
     """Returns the number of optimizer steps of a run."""
     if config.max_steps is not None:
         return config.max_steps
-    return max(1, math.ceil(config.epochs * math.ceil(num_texts / config.batch_size)))
+    return max(1, math.ceil(config.epochs * math.ceil(num_features / config.batch_size)))
 
 
 def make_trainer(
     config: FinetuneConfig,
+    task: Task,
     model: Any,
     tokenizer: Any,
-    train: Tokenized,
-    validation: Tokenized | None,
+    train: Encoded,
+    validation: Encoded | None,
     checkpoints: Path,
 ) -> tuple[Trainer, Progress]:
-    """Returns the stock Trainer for a run, and its progress bar."""
+    """Returns the stock Trainer for a run of a task, and its progress bar."""
     steps = num_training_steps(config, len(train))
     warmup = config.warmup_steps
     if warmup is None:
         warmup = math.ceil(config.warmup_ratio * steps)
-    arguments = TrainingArguments(
+    arguments = task.arguments_class(
         output_dir=str(checkpoints),
         num_train_epochs=config.epochs,
         max_steps=-1 if config.max_steps is None else config.max_steps,
@@ -197,15 +170,17 @@ def make_trainer(
         dataloader_pin_memory=choose_device(config) == "cuda",
         report_to="none",
         disable_tqdm=True,  # our own bar instead
+        **task.trainer_arguments(config),
     )
-    trainer = Trainer(
+    trainer = task.trainer_class(
         model=model,
         args=arguments,
         train_dataset=train,
         eval_dataset=validation,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=task.collator(tokenizer, model),
         processing_class=tokenizer,
-        compute_metrics=_accuracy,
+        compute_metrics=None if validation is None else task.scorer(validation, tokenizer),
+        preprocess_logits_for_metrics=task.logits_to_predictions(),
     )
     trainer.remove_callback(PrinterCallback)
     progress = Progress(config.progress)
@@ -226,18 +201,22 @@ def train(trainer: Trainer, checkpoint: Path | None) -> float:
     return result.training_loss
 
 
-def evaluate(trainer: Trainer, texts: Tokenized, name: str) -> Evaluation:
+def evaluate(trainer: Trainer, task: Task, encoded: Encoded) -> Evaluation:
     """Evaluates the Trainer's model on one set."""
     started = time.perf_counter()
-    metrics = trainer.evaluate(texts, metric_key_prefix=name)
+    trainer.compute_metrics = task.scorer(encoded, trainer.processing_class)
+    found = trainer.evaluate(encoded, metric_key_prefix="test")
+    # What the Trainer adds of its own accord are times.
+    times = ("runtime", "per_second", "time")
+    metrics = {
+        name.removeprefix("test_"): value
+        for name, value in found.items()
+        if name.startswith("test_") and not name.endswith(times)
+    }
     return Evaluation(
-        accuracy=metrics[f"{name}_accuracy"],
-        loss=metrics[f"{name}_loss"],
+        loss=metrics.pop("loss"),
+        metrics=metrics,
         seconds=time.perf_counter() - started,
-        num_texts=len(texts),
-        num_tokens=texts.num_tokens(),
+        num_examples=len(encoded.examples),
+        num_tokens=encoded.num_tokens(),
     )
-
-
-def _accuracy(prediction: Any) -> dict[str, float]:
-    return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}

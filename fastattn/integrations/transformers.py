@@ -47,6 +47,7 @@ _WITHOUT_EFFECT = frozenset(
         "cache_position",
         "deterministic",
         "encoder_hidden_states",
+        "labels",  # which generate() hands to the encoder of a translation
         "logits_to_keep",
         "num_items_in_batch",
         "output_hidden_states",

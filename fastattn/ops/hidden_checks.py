@@ -110,7 +110,7 @@ def is_fused(op: str, x: Tensor, hidden_size: int) -> bool:
 
 
 def _first_choice(call: HiddenCall) -> str:
-    for name in backends.fused_order(call.device_type):
+    for name in backends.fused_order(call):
         # Triton's interpreter serves tests, which ask for it.
         slow = name == triton.NAME and triton.INTERPRETED
         if not slow and not _unsupported_reasons(name, call):

@@ -110,6 +110,14 @@ def test_which_gpu_backend_goes_first(capability, first):
     assert both[0] == first and sorted(both) == ["cuda", "triton"]
 
 
+def test_what_was_measured_goes_before_the_guess(monkeypatch):
+    monkeypatch.setitem(order.measured(), ("sm_90", 64, True), "cuda")
+    assert order.order_for((9, 0), 48, True) == ("cuda", "triton")
+    for other in ((64, False), (32, True), (65, True), (300, True), (None, False)):
+        assert order.order_for((9, 0), *other) == ("triton", "cuda")
+    assert order.order_for((10, 0), 48, True) == ("triton", "cuda")
+
+
 def test_emulated_kernels_are_never_chosen_unasked(monkeypatch):
     monkeypatch.setattr(cpu, "_load_error", "the native module is not there")
     q, k, v = torch.randn(3, 1, 5, 2, 8).half().unbind()

@@ -6,6 +6,7 @@ tests (``tests/ops``) run over the backend too.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -17,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fastattn
 from fastattn import backends, dropout
@@ -217,22 +220,42 @@ def test_float32_products_follow_torch(monkeypatch, where, precision, wish, expe
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9")
+def test_float32_products_follow_the_newer_settings_of_torch():
+    """With which torch.get_float32_matmul_precision raises."""
+    out = run_python(
+        """
+        import torch
+        from fastattn.backends.triton.target import Target, float32_precision
+        gpu = Target("cuda", "sm_90")
+        torch.backends.fp32_precision = "tf32"
+        print(float32_precision(gpu))
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        print(float32_precision(gpu))
+        torch.backends.fp32_precision = "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        print(float32_precision(gpu))
+        """
+    )
+    assert out.split() == ["tf32", "ieee", "tf32"]
+
+
 @pytest.mark.parametrize("name", [*config.TABLES, "sm_120", "gfx1100"])
 def test_every_target_has_every_configuration(name):
     where = target.Target("hip" if name.startswith("gfx") else "cuda", name)
-    for kind in config.table_of(where):
+    for kind in (config.RULED, *config.table_of(where)):
         for kernel in config.KERNELS:
-            for block_d in (16, 32, 64, 128, 256)[: 4 if name == "sm_75" else 5]:
-                chosen = config.config_of(where, kernel, kind, block_d)
+            for head_dim in (16, 32, 64, 128, 256)[: 4 if name == "sm_75" else 5]:
+                shape = config.Shape(kernel, kind, head_dim, False, 512)
+                chosen = config.config_of(where, shape)
                 # The dropout rule's tiles, and what a tensor core takes.
                 assert chosen.block_m % 16 == 0 and chosen.block_n % 16 == 0
 
 
 @needs_kernels
 @pytest.mark.parametrize(("block_m", "block_n"), [(16, 16), (16, 64), (64, 32)])
-@pytest.mark.parametrize("transposed", [False, True])
-def test_dropout_bits_are_those_of_the_rule(block_m, block_n, transposed):
-    """Of every tile of a matrix, in both orders of a tile."""
+def test_dropout_bits_are_those_of_the_rule(block_m, block_n):
+    """Of every tile of a matrix."""
     kernels = pytest.importorskip("fastattn.backends.triton.kernels.philox")
     seed = torch.tensor(2**62 + 2**40 + 12345, device=DEVICE)
     rows, cols, heads, sequences = 2 * block_m, 3 * block_n, 2, 2
@@ -246,7 +269,6 @@ def test_dropout_bits_are_those_of_the_rule(block_m, block_n, transposed):
         cols,
         BLOCK_M=block_m,
         BLOCK_N=block_n,
-        TRANSPOSED=transposed,
     )
     assert torch.equal(kept.bool(), dropout.keep_mask(seed, sequences, heads, rows, cols, 0.3))
 
@@ -311,6 +333,65 @@ def test_sizes_of_tiles_change_no_meaning(monkeypatch, sizes):
     for options in ({"causal": True, "dropout_p": 0.3}, {"window": (20, 9)}):
         inputs = make_inputs([70], [83], num_heads=1, device=DEVICE, **options)
         check_against_reference(inputs, "triton")
+
+
+def test_measured_sizes_go_before_the_others(monkeypatch):
+    """For the class of shapes they were measured for, and no other."""
+    where = target.Target("cuda", "sm_90")
+    shape = config.Shape("fwd", config.HALF, 64, True, 256)
+    best = config.Config(16, 16, 1, 1)
+    monkeypatch.setitem(config.measured(), ("sm_90", shape), best)
+    assert config.config_of(where, shape._replace(head_dim=32, seqlen=100)) == best
+    others = ({"dropout": False}, {"seqlen": 257}, {"kind": config.RULED}, {"head_dim": 128})
+    for change in others:
+        assert config.config_of(where, shape._replace(**change)) != best
+
+
+def test_rows_of_the_measured_table_are_whole():
+    """Every row is about a class of shapes, has sizes, and says where and when it was measured."""
+    rows = json.loads(config.MEASURED.read_text("utf-8"))
+    assert len({config.row_key(row) for row in rows}) == len(rows)
+    for row in rows:
+        shape = config.row_key(row)[1]
+        assert shape == shape.classed() and shape.kernel in config.KERNELS
+        assert len(row["config"]) == 4 and row["gpu"] and row["date"] and row["triton"]
+
+
+@needs_kernels
+@pytest.mark.parametrize("softmax_scale", [-0.7, 0.0])
+def test_scales_that_turn_the_order_of_scores(softmax_scale):
+    """The forward kernel takes maxima before it scales."""
+    for options in ({}, {"softcap": 3.0}):
+        inputs = make_inputs(
+            [20], num_heads=1, device=DEVICE, softmax_scale=softmax_scale, window=(9, 4), **options
+        )
+        check_against_reference(inputs, "triton")
+
+
+@needs_kernels
+def test_rows_more_than_2_to_the_31_elements_apart(tmp_path):
+    """Of a file without contents, whose rows are all there is in memory of it."""
+    row_stride, rows, head_dim = 2**28, 10, 8
+    size = (rows - 1) * row_stride + head_dim
+    path = tmp_path / "rows"
+    with path.open("wb") as file:
+        file.truncate(2 * size)
+    whole = torch.from_file(str(path), shared=True, size=size, dtype=torch.float16)
+    strided = whole.as_strided((1, rows, 1, head_dim), (0, row_stride, 0, 1))
+    small = torch.randn(1, rows, 1, head_dim).half()
+    strided.copy_(small)
+    assert_same(strided, small)
+
+
+def assert_same(strided: Tensor, small: Tensor) -> None:
+    """One tensor as q, k, v and dout gives the results of another one."""
+    results = []
+    for rows in (strided, small):
+        leaf = rows.detach().requires_grad_()
+        out = fastattn.attention(leaf, leaf, leaf, backend="triton")
+        results.append([out, *torch.autograd.grad(out, leaf, rows)])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @needs_kernels
@@ -382,6 +463,28 @@ def test_compiles_without_a_graph_break():
     torch.compiler.reset()
     for ours, theirs in zip(*results, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_traces_for_a_gpu_that_is_not_there(monkeypatch):
+    """Shapes alone are enough: no tensor is read, so that nothing waits for a device."""
+    monkeypatch.setattr(triton, "INTERPRETED", False)
+    monkeypatch.setattr(triton, "unavailable_reason", lambda: None)
+    monkeypatch.setattr(triton, "_architecture_reasons", lambda device_type: [])
+    monkeypatch.setattr(target, "of", lambda device: target.Target("cuda", "sm_90"))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
+        lengths = {"cu_seqlens_q": cu_seqlens, "max_seqlen_q": 50}
+        return fastattn.attention(q, k, v, **lengths, dropout_p=0.1, backend="triton")
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q, k, v = (torch.empty(100, 4, 64, device="cuda", dtype=torch.float16) for _ in range(3))
+        cu_seqlens = torch.empty(4, dtype=torch.int32, device="cuda")
+        graph = make_fx(attend, tracing_mode="fake")(q, k, v, cu_seqlens)
+    called = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    assert torch.ops.fastattn.attention_fwd.default in called
+    assert not {torch.ops.aten._local_scalar_dense.default, torch.ops.aten._to_copy.default} & {
+        *called
+    }
 
 
 HIDDEN_DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -31,14 +31,31 @@ def options(config: FinetuneConfig) -> list[str]:
             given += [] if value else ["--no-patch"]
         elif isinstance(value, bool):
             given += [option] if value else []
+        elif isinstance(value, dict):
+            given += [part for key, column in value.items() for part in (option, f"{key}={column}")]
         elif value is not None:
             given += [option, str(value)]
     return given
 
 
-def invoke(*arguments: str) -> tuple[int, str]:
+def invoke_printing(*arguments: str) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["finetune", *arguments])
-    return result.exit_code, " ".join(result.output.split())
+    return result.exit_code, result.output
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    code, output = invoke_printing(*arguments)
+    return code, " ".join(output.split())
+
+
+def run_python_in(output: str) -> subprocess.CompletedProcess[str]:
+    """Types the Python that a run prints, as a user would who copies it."""
+    start = output.index('python -c "')
+    script = output[start : output.index('"\n', start) + 1]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
 
 
 def test_every_setting_has_an_option(config: FinetuneConfig) -> None:
@@ -74,10 +91,13 @@ def test_a_run_in_a_process_of_its_own(config: FinetuneConfig, tmp_path: Path) -
 def test_what_it_says_to_type_next_works(config: FinetuneConfig) -> None:
     from transformers import pipeline
 
-    result = finetune(config)
-    classify = pipeline("text-classification", str(result.output), truncation=True)
-    answers = classify(["A film to remember. " * 50, "Two hours I will not get back."])
-    assert [answer["label"] in ("0", "1") for answer in answers] == [True, True]
+    code, output = invoke_printing(*options(replace(config, progress=True)))
+    assert code == 0, output
+    done = run_python_in(output)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("'label': ") == 2
+    classify = pipeline("text-classification", config.output, truncation=True)
+    assert classify("A film to remember. " * 50)[0]["label"] in ("0", "1")
 
 
 def test_a_killed_run_goes_on_to_the_same_model(config: FinetuneConfig, tmp_path: Path) -> None:
@@ -165,3 +185,19 @@ def test_no_compare(config: FinetuneConfig, tmp_path: Path) -> None:
     assert code == 0, output
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
     assert "compare" not in metrics
+
+
+@pytest.mark.parametrize("given", ["source", "=english", "source="])
+def test_a_column_without_its_name(given: str) -> None:
+    code, output = invoke("--task", "translation", "--column", given)
+    assert code != 0
+    assert f"finetune: column must be NAME=COLUMN; got '{given}'" in output
+
+
+def test_columns_of_other_names(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_text("en,de\na dog,ein Hund\n", encoding="utf-8")
+    named = ["--column", "source=en", "--column", "target=nl"]
+    code, output = invoke("--task", "translation", "--data", str(file), *named)
+    assert code != 0
+    assert "pairs.csv must have a column 'nl'; got none. Its columns are: en, de." in output

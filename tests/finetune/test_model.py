@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForSequenceClassification
 
 import fastattn
 from fastattn.finetune import FinetuneConfig
@@ -17,11 +18,14 @@ from fastattn.finetune.model import (
     load_tokenizer,
 )
 
+CLASSIFIER = AutoModelForSequenceClassification
 SHORT = FinetuneConfig(max_length=16)
 
 
 def test_a_model_gets_the_classes_of_the_data(tiny_bert: Path) -> None:
-    model = load_model(str(tiny_bert), load_config(str(tiny_bert), SHORT, ["a", "b", "c"]))
+    model = load_model(
+        str(tiny_bert), load_config(str(tiny_bert), SHORT, CLASSIFIER, ["a", "b", "c"]), CLASSIFIER
+    )
     assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert model.classifier.out_features == 3
 
@@ -29,9 +33,9 @@ def test_a_model_gets_the_classes_of_the_data(tiny_bert: Path) -> None:
 def test_dropout_is_set_everywhere_or_left(tiny_bert: Path) -> None:
     names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
     changed = FinetuneConfig(max_length=16, dropout=0.25)
-    config = load_config(str(tiny_bert), changed, ["a", "b"])
+    config = load_config(str(tiny_bert), changed, CLASSIFIER, ["a", "b"])
     assert [getattr(config, name) for name in names] == [0.25] * 3
-    config = load_config(str(tiny_bert), SHORT, ["a", "b"])
+    config = load_config(str(tiny_bert), SHORT, CLASSIFIER, ["a", "b"])
     assert [getattr(config, name) for name in names] == [0.1, 0.1, None]
 
 
@@ -78,20 +82,22 @@ def test_a_config_of_no_known_model(tiny_bert: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_bert, tmp_path / "model")
     (folder / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"model must be one that Transformers loads .* Check"):
-        load_config(str(folder), SHORT, ["a", "b"])
+        load_config(str(folder), SHORT, CLASSIFIER, ["a", "b"])
 
 
 def test_texts_longer_than_the_model(tiny_bert: Path) -> None:
     config = FinetuneConfig(max_length=65)
     with pytest.raises(ValueError, match=r"max_length must be at most the 64 positions .* got 65"):
-        load_config(str(tiny_bert), config, ["a", "b"])
+        load_config(str(tiny_bert), config, CLASSIFIER, ["a", "b"])
 
 
 def test_a_classifier_of_other_classes(tiny_bert: Path, tmp_path: Path) -> None:
-    model = load_model(str(tiny_bert), load_config(str(tiny_bert), SHORT, ["a", "b", "c"]))
+    model = load_model(
+        str(tiny_bert), load_config(str(tiny_bert), SHORT, CLASSIFIER, ["a", "b", "c"]), CLASSIFIER
+    )
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"as many classes as the data, 2; got 3 in"):
-        load_config(str(tmp_path), SHORT, ["a", "b"])
+        load_config(str(tmp_path), SHORT, CLASSIFIER, ["a", "b"])
 
 
 def test_a_model_that_cannot_be_accelerated() -> None:
@@ -105,6 +111,9 @@ def test_a_model_that_cannot_be_accelerated() -> None:
 def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    for load in (load_tokenizer, lambda name, config: load_config(name, config, ["a", "b"])):
+    for load in (
+        load_tokenizer,
+        lambda name, config: load_config(name, config, CLASSIFIER, ["a", "b"]),
+    ):
         with pytest.raises(ValueError, match=r"the Hub cannot be reached. .* packaged MiniLM"):
             load("nobody/no-such-model", SHORT)

@@ -208,6 +208,17 @@ def test_generation_runs_the_encoder_once(case, num_beams, padding):
 
 
 @each_case
+def test_generation_with_labels_at_hand(case):
+    # Seq2SeqTrainer hands the whole batch to generate(), and that hands labels to the encoder.
+    head = next(x for x in case.classes() if case.generates(x))
+    stock, ours = (x.eval() for x in pair(case, head))
+    batch = make_batch(case, stock, "right")
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    inputs |= {"labels": batch["input_ids"], "max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(ours.generate(**inputs), stock.generate(**inputs))
+
+
+@each_case
 def test_unpatch_and_pickle(case):
     model = case.make(body_name(case)).eval()
     classes, keys = [type(x) for x in model.modules()], list(model.state_dict())

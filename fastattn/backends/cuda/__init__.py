@@ -4,7 +4,7 @@
 ``kernels.py``      from tensors to launches: all that the two backends share
 ``gpu.py``          whether this machine's driver and GPU run what was compiled
 ``hopper.py``       the same for attention on the H100 and H200
-``order.py``        which GPU backend goes first on which architecture
+``order.py``        which GPU backend goes first on which architecture; ``order.json``: as measured
 ==================  ================================================================================
 
 ``CUDA`` serves tensors on a GPU with the kernels that nvcc compiled into ``fastattn._C``.

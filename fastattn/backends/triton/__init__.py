@@ -6,7 +6,8 @@
 ``kernels/philox.py``          the dropout rules, bit for bit those of :mod:`fastattn.dropout`
 ``arguments.py``               what kernels are told
 ``attention.py``, ``hidden.py``  from tensors to launches
-``config.py``                  sizes of tiles for each architecture: one table, nothing is tuned
+``config.py``                  sizes of tiles for each architecture; nothing is tuned at run time
+``measured.json``              the sizes that were the fastest on a GPU
 ``launch.py``, ``target.py``   the one place that launches; what it launches on
 ``offline.py``                 compiles what calls would launch, for GPUs that are not there
 =============================  =====================================================================

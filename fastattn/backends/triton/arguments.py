@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Rows(NamedTuple):
-    """Rows of each head: q, k, v, out and their gradients; and lse, whose rows are numbers.
+    """Rows of each head: of q, k, v, out and their gradients.
 
     In the packed layout the batch stride is not used.
     """
@@ -38,7 +38,6 @@ class Rule(NamedTuple):
     slopes: Tensor | None
     slopes_batch_stride: int
     key_mask: Tensor | None  # uint8, (batch, seqlen_k)
-    key_mask_stride: int
     key_ends: Tensor | None  # with a key_mask: the last key attended to, plus 1
     seed: Tensor | None
     threshold: int  # of the 16-bit draws

@@ -20,6 +20,7 @@ from fastattn.dropout import drop_threshold, keep_scale
 from fastattn.ops import checks
 
 _LOG2_E = math.log2(math.e)
+_SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # 0 would make NaN of the maximum of no scores
 _DELTA_TILE = 4096  # elements
 _KEY_ENDS_BLOCK = 1024
 
@@ -34,6 +35,7 @@ class _Call(NamedTuple):
     cu_seqlens_q: Tensor | None
     cu_seqlens_k: Tensor | None
     batch_size: int
+    max_seqlen_k: int | None
     softmax_scale: float
 
     @property
@@ -45,11 +47,6 @@ class _Call(NamedTuple):
         batch_stride = 0 if self.packed else tensor.stride(0)
         return Rows(tensor, batch_stride, tensor.stride(-3), tensor.stride(-2))
 
-    def statistics(self, tensor: Tensor) -> Rows:
-        """(batch, heads, seqlen) or (heads, total) for a kernel."""
-        batch_stride = 0 if self.packed else tensor.stride(0)
-        return Rows(tensor, batch_stride, tensor.stride(-1), tensor.stride(-2))
-
     def lengths(self) -> dict[str, Any]:
         """The arguments that say where sequences and heads lie."""
         return {
@@ -60,6 +57,7 @@ class _Call(NamedTuple):
             "rows_k": self.k.shape[0],
             "seqlen_q": self.q.shape[-3],
             "seqlen_k": self.k.shape[-3],
+            "num_heads": self.q.shape[-2],
             "heads_per_kv": self.q.shape[-2] // self.k.shape[-2],
         }
 
@@ -69,35 +67,49 @@ class _Call(NamedTuple):
             return tensor.shape[0] // block + self.batch_size + 1
         return -(-tensor.shape[1] // block) * self.batch_size
 
+    def shape(self, kernel: str, precision: str) -> config.Shape:
+        """What the sizes of a kernel's tiles depend on."""
+        head_dim, seqlen = self.q.shape[-1], self.k.shape[-3]
+        if self.packed:  # the longest, or without it the mean
+            mean = seqlen // max(self.batch_size, 1)
+            seqlen = mean if self.max_seqlen_k is None else self.max_seqlen_k
+        kind = config.IEEE if precision == "ieee" else config.TF32
+        if self.q.dtype != torch.float32:
+            rule = self.rule
+            is_plain = rule.bias is None and rule.slopes is None and rule.cap is None
+            kind = config.HALF if is_plain else config.RULED
+        block_d = max(16, 1 << (head_dim - 1).bit_length())
+        return config.Shape(kernel, kind, block_d, self.rule.seed is not None, seqlen)
+
     def sizes(self, kernel: str) -> tuple[config.Config, dict[str, Any]]:
         """The configuration of a kernel, and its arguments that are constants."""
-        head_dim = self.q.shape[-1]
-        block_d = max(16, 1 << (head_dim - 1).bit_length())
         where = target.of(self.q.device)
         precision = "ieee"
-        kind = config.HALF
         if self.q.dtype == torch.float32:
             precision = target.float32_precision(where)
-            kind = config.IEEE if precision == "ieee" else config.TF32
-        chosen = config.config_of(where, kernel, kind, block_d)
+        shape = self.shape(kernel, precision)
+        chosen = config.config_of(where, shape)
         constants = {
-            "HEAD_DIM": head_dim,
+            "HEAD_DIM": self.q.shape[-1],
             "BLOCK_M": chosen.block_m,
             "BLOCK_N": chosen.block_n,
-            "BLOCK_D": block_d,
+            "BLOCK_D": shape.head_dim,
             "PRECISION": precision,
         }
         return chosen, constants
 
-    def run(self, name: str, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
-        """Launches a kernel that meets queries and keys."""
+    def run(
+        self, name: str, kernel: Any, tiles: int, heads: int, arguments: dict[str, Any]
+    ) -> None:
+        """Launches a kernel that meets queries and keys, a program for each tile of each head."""
         chosen, constants = self.sizes(name)
-        common = {"q": self.rows(self.q), "k": self.rows(self.k), "v": self.rows(self.v)}
+        common: dict[str, Any] = {"rule": self.rule, "tiles": tiles, **self.lengths()}
+        common |= {"q": self.rows(self.q), "k": self.rows(self.k), "v": self.rows(self.v)}
         launch(
             kernel,
-            grid,
+            tiles * heads,
             self.q.device,
-            {**arguments, **common, "rule": self.rule, **self.lengths(), **constants},
+            {**arguments, **common, **constants},
             num_warps=chosen.num_warps,
             num_stages=chosen.num_stages,
         )
@@ -156,14 +168,13 @@ def _call(
         if alibi_slopes is None or alibi_slopes.shape[0] == 1
         else q.shape[-2],
         key_mask=key_padding_mask,
-        key_mask_stride=0 if key_padding_mask is None else key_padding_mask.shape[1],
         key_ends=key_ends,
         seed=seed,
         threshold=drop_threshold(dropout_p),
         keep_scale=keep_scale(dropout_p),
     )
     q, k, v = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
-    return _Call(q, k, v, rule, cu_seqlens_q, cu_seqlens_k, batch_size, softmax_scale)
+    return _Call(q, k, v, rule, cu_seqlens_q, cu_seqlens_k, batch_size, max_seqlen_k, softmax_scale)
 
 
 def _key_ends(key_mask: Tensor) -> Tensor:
@@ -175,20 +186,25 @@ def _key_ends(key_mask: Tensor) -> Tensor:
         "seqlen_k": key_mask.shape[1],
         "BLOCK": _KEY_ENDS_BLOCK,
     }
-    grid = (key_mask.shape[0],)
-    launch(key_ends_kernel, grid, key_mask.device, arguments, num_warps=4, num_stages=1)
+    programs = key_mask.shape[0]
+    launch(key_ends_kernel, programs, key_mask.device, arguments, num_warps=4, num_stages=1)
     return key_ends
 
 
 def attention_fwd(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *options: Any) -> None:
     """Fills out and lse."""
     call = _call(q, k, v, *options)
+    # The kernel takes maxima before it scales, so that the scale must be positive.
+    scale = call.rule.scale
+    rule = call.rule._replace(scale=max(abs(scale), _SMALLEST_SCALE))
+    call = call._replace(q=call.q if scale >= 0.0 else -call.q, rule=rule)
     chosen, _ = call.sizes("fwd")
     call.run(
         "fwd",
         attention_fwd_kernel,
-        (call.tiles(q, chosen.block_m), q.shape[-2]),
-        {"out": call.rows(out), "lse": call.statistics(lse)},
+        call.tiles(q, chosen.block_m),
+        q.shape[-2],
+        {"out": call.rows(out), "lse": lse},
     )
 
 
@@ -212,14 +228,15 @@ def attention_bwd(
     delta = _delta(call, out, dout, dlse, lse)
     saved = {
         "dout": call.rows(dout),
-        "lse": call.statistics(lse),
-        "delta": call.statistics(delta),
+        "lse": lse,
+        "delta": delta,
     }
     chosen, _ = call.sizes("dkdv")
     call.run(
         "dkdv",
         dkdv_kernel,
-        (call.tiles(k, chosen.block_n), k.shape[-2]),
+        call.tiles(k, chosen.block_n),
+        k.shape[-2],
         {
             "dk": call.rows(dk),
             "dv": call.rows(dv),
@@ -231,7 +248,8 @@ def attention_bwd(
     call.run(
         "dq",
         dq_kernel,
-        (call.tiles(q, chosen.block_m), q.shape[-2]),
+        call.tiles(q, chosen.block_m),
+        q.shape[-2],
         {"dq": call.rows(dq), "softmax_scale": call.softmax_scale, **saved},
     )
     if dbias is not None:
@@ -242,18 +260,21 @@ def _delta(call: _Call, out: Tensor, dout: Tensor, dlse: Tensor | None, lse: Ten
     """Returns rowsum(out * dout) - dlse, float32 and of the shape of lse."""
     delta = torch.empty_like(lse)
     _, constants = call.sizes("dq")
-    rows = out.shape[-3]
+    rows, num_heads = out.shape[-3:-1]
     block_m = _DELTA_TILE // constants["BLOCK_D"]
+    tiles = -(-rows // block_m)
     launch(
         delta_kernel,
-        (-(-rows // block_m), out.shape[-2], 1 if call.packed else out.shape[0]),
+        tiles * num_heads * (1 if call.packed else out.shape[0]),
         out.device,
         {
-            "delta": call.statistics(delta),
+            "delta": delta,
             "out": call.rows(out),
             "dout": call.rows(dout),
-            "dlse": None if dlse is None else call.statistics(dlse),
+            "dlse": None if dlse is None else dlse.contiguous(),
+            "tiles": tiles,
             "rows": rows,
+            "num_heads": num_heads,
             "HEAD_DIM": constants["HEAD_DIM"],
             "BLOCK_M": block_m,
             "BLOCK_D": constants["BLOCK_D"],
@@ -283,11 +304,12 @@ def _dbias(call: _Call, dbias: Tensor, saved: dict[str, Any]) -> None:
     call.run(
         "dbias",
         dbias_kernel,
-        (tiles, heads, batch),
+        tiles,
+        heads * batch,
         {
             "dbias": part,
-            "num_sequences": 1 if batch == call.batch_size else call.batch_size,
-            "num_heads": 1 if heads == num_heads else num_heads,
+            "shared_sequences": 1 if batch == call.batch_size else call.batch_size,
+            "shared_heads": 1 if heads == num_heads else num_heads,
             "bias_heads": heads,
             "bias_rows": bias_rows,
             "bias_cols": bias_cols,

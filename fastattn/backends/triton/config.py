@@ -1,21 +1,37 @@
-"""Sizes of tiles for each architecture, kernel, kind of product and head_dim: one table.
+"""Sizes of tiles for each architecture, kernel, kind of product and shape: two tables.
+
+``measured.json`` holds what was the fastest on a GPU: a row for each architecture, kernel, kind of
+product, head_dim, and dropout or none, at short and at long sequences, with its date, GPU and
+versions. ``python bench/gpu_tables.py tiles``, a step of ``make gpu``, measures candidates and
+writes its rows. It has no row yet: nothing has been measured on a GPU.
+
+The tables below serve what has no row. Their entries are chosen by what the compilers say: every
+one compiles for its architecture within its shared memory, and for 16-bit elements without spilling
+registers; among those, few instructions an element and many warps at once.
+``tests/backends/test_triton_compile.py`` checks the first two. Some float32 kernels for NVIDIA GPUs
+spill 8 to 24 bytes, where the compiler keeps registers few to run more programs at once. Two of
+head_dim 256 spill more: dk and dv without tensor cores, up to 328 bytes, as such a product keeps
+whole rows in registers, and dbias with them, up to 128. Since the kernels last changed (2026-11-28)
+every target was compiled for head_dim 64, packed, with dropout, in 16 bits, without a spill; the
+other entries are to be compiled again, with FASTATTN_TEST_ALL_TRITON=1.
+
+What to expect of an H200, by the code for sm_90 (triton 3.9, 2026-11-28; head_dim 64, packed): the
+inner loops take 12.1 instructions a score forward and 20.3 with dropout; backward with dropout 20.5
+for dk and dv and 19.6 for dq. At one instruction a cycle from each of its 4 x 132 schedulers
+(1.755 GHz), that alone limits forward to 627 and 374 TFLOP/s and backward with dropout to 473. The
+aims, 340 and 272 forward and 184 backward with dropout, take 54, 73 and 39 % of those cycles.
 
 Nothing is tuned at run time, so no step of a training waits for it, and what a compiled kernel is
 does not depend on when it was compiled. Triton keeps compiled kernels in its cache on disk, which
-outlives the process and which processes share.
-
-No entry has been measured on a GPU yet. They are chosen so that every one compiles for its
-architecture within its shared memory, and for 16-bit elements without spilling registers, whatever
-the options; ``tests/backends/test_triton_compile.py`` checks that. Some float32 kernels for NVIDIA
-GPUs spill 8 to 24 bytes, where the compiler keeps registers few to run more programs at once. Two
-of head_dim 256 spill more: dk and dv without tensor cores, up to 328 bytes, as such a product keeps
-whole rows in registers, and dbias with them, up to 128. Sizes change speed and rounding, never
-meaning.
+outlives the process and which processes share. Sizes change speed and rounding, never meaning.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from fastattn.backends.triton.target import Target
 
@@ -29,14 +45,41 @@ class Config(NamedTuple):
     num_stages: int
 
 
-# Kinds of products: of 16-bit elements, of float32 by tensor cores, of float32 without.
-HALF, TF32, IEEE = "half", "tf32", "ieee"
+# Kinds of products: of 16-bit elements, the same where scores have a bias, ALiBi or a softcap,
+# which take registers; of float32 by tensor cores, of float32 without.
+HALF, RULED, TF32, IEEE = "half", "half ruled", "tf32", "ieee"
 KERNELS = ("fwd", "dkdv", "dq", "dbias")
+# Classes of shapes: up to these.
+HEAD_DIMS = (64, 128, 256)
+SEQLENS = (256, 1 << 31)
+MEASURED = Path(__file__).with_name("measured.json")
+
+
+class Shape(NamedTuple):
+    """What the sizes of a kernel's tiles depend on, beside the GPU."""
+
+    kernel: str
+    kind: str
+    head_dim: int  # padded to a power of two
+    dropout: bool
+    seqlen: int  # of the keys
+
+    def classed(self) -> Shape:
+        """Returns the shape with the largest head_dim and seqlen of its class."""
+        head_dim = next(x for x in HEAD_DIMS if self.head_dim <= x)
+        return self._replace(head_dim=head_dim, seqlen=next(x for x in SEQLENS if self.seqlen <= x))
+
 
 _Table = dict[str, dict[str, dict[int, Config]]]  # kind, kernel, largest padded head_dim
 
 _SM_80: _Table = {
     HALF: {
+        "fwd": {64: Config(128, 64, 8, 2), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)},
+        "dkdv": {64: Config(64, 64, 4, 1), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dq": {64: Config(64, 64, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dbias": {64: Config(64, 32, 8, 1), 128: Config(16, 32, 8, 1), 256: Config(16, 32, 8, 1)},
+    },
+    RULED: {
         "fwd": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)},
         "dkdv": {64: Config(32, 64, 4, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 1)},
         "dq": {64: Config(64, 64, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
@@ -73,8 +116,8 @@ _SM_75: _Table = {
 # As sm_80, with 99 KiB of shared memory for its 163: sm_86, sm_89, sm_120, and what is not known.
 _SM_86: _Table = {
     **_SM_80,
-    HALF: {
-        **_SM_80[HALF],
+    RULED: {
+        **_SM_80[RULED],
         "fwd": {64: Config(128, 32, 8, 2), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)},
         "dq": {64: Config(64, 64, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(16, 16, 8, 1)},
     },
@@ -84,10 +127,16 @@ _SM_86: _Table = {
 _SM_90: _Table = {
     **_SM_80,
     HALF: {
-        "fwd": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8, 2)},
-        "dkdv": {64: Config(64, 64, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 1)},
-        "dq": {64: Config(64, 64, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(32, 32, 8, 1)},
+        "fwd": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8, 1)},
+        "dkdv": {64: Config(64, 64, 4, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dq": {64: Config(64, 64, 4, 2), 128: Config(128, 64, 8, 2), 256: Config(32, 32, 8, 1)},
         "dbias": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 1), 256: Config(16, 32, 8, 1)},
+    },
+    RULED: {
+        "fwd": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8, 2)},
+        "dkdv": {64: Config(64, 64, 8, 2), 128: Config(32, 32, 8, 1), 256: Config(16, 32, 8, 1)},
+        "dq": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dbias": {64: Config(64, 32, 8, 1), 128: Config(64, 32, 8, 1), 256: Config(16, 16, 8, 1)},
     },
 }
 
@@ -99,13 +148,19 @@ _SM_100: _Table = {
         "dq": {64: Config(64, 64, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(32, 32, 8, 1)},
         "dbias": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 1), 256: Config(16, 32, 8, 1)},
     },
+    RULED: {
+        "fwd": {64: Config(128, 32, 8, 3), 128: Config(64, 64, 4, 2), 256: Config(64, 32, 8, 2)},
+        "dkdv": {64: Config(64, 64, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 16, 8, 1)},
+        "dq": {64: Config(64, 64, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dbias": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 1), 256: Config(16, 32, 8, 1)},
+    },
 }
 
 # 64 KiB of shared memory, and wavefronts of 64.
 _GFX9: _Table = {
     HALF: {
         "fwd": {64: Config(128, 32, 8, 1), 128: Config(64, 32, 4, 1), 256: Config(64, 16, 8, 1)},
-        "dkdv": {64: Config(32, 64, 4, 1), 128: Config(16, 64, 8, 1), 256: Config(16, 32, 8, 1)},
+        "dkdv": {64: Config(32, 64, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 32, 8, 1)},
         "dq": {64: Config(64, 32, 4, 1), 128: Config(64, 16, 8, 1), 256: Config(32, 16, 8, 1)},
         "dbias": {64: Config(64, 32, 4, 1), 128: Config(32, 16, 4, 1), 256: Config(32, 16, 8, 1)},
     },
@@ -160,7 +215,22 @@ def max_head_dim(target: Target) -> int:
     return max(table_of(target)[HALF]["fwd"])
 
 
-def config_of(target: Target, kernel: str, kind: str, block_d: int) -> Config:
-    """Returns the sizes of a kernel for a padded head_dim."""
-    by_head_dim = table_of(target)[kind][kernel]
-    return next(config for largest, config in by_head_dim.items() if block_d <= largest)
+@functools.cache
+def measured() -> dict[tuple[str, Shape], Config]:
+    """Returns what was measured: the sizes for each target's name and class of shapes."""
+    return {row_key(row): Config(*row["config"]) for row in json.loads(MEASURED.read_text("utf-8"))}
+
+
+def row_key(row: dict[str, Any]) -> tuple[str, Shape]:
+    """Returns what a row of the measured table is about."""
+    return row["target"], Shape(*(row[field] for field in Shape._fields))
+
+
+def config_of(target: Target, shape: Shape) -> Config:
+    """Returns the sizes of a kernel's tiles."""
+    found = measured().get((target.name, shape.classed()))
+    if found is not None:
+        return found
+    table = table_of(target)
+    by_head_dim = table.get(shape.kind, table[HALF])[shape.kernel]
+    return next(config for largest, config in by_head_dim.items() if shape.head_dim <= largest)

@@ -15,6 +15,7 @@ class Launch(NamedTuple):
     """A launch that was recorded instead of done."""
 
     kernel: Any
+    grid: tuple[int, ...]
     arguments: dict[str, Any]
     num_warps: int
     num_stages: int
@@ -25,16 +26,17 @@ _recorder: Callable[[Launch], None] | None = None
 
 def launch(
     kernel: Any,
-    grid: tuple[int, ...],
+    programs: int | tuple[int, ...],
     device: torch.device,
     arguments: dict[str, Any],
     *,
     num_warps: int,
     num_stages: int,
 ) -> None:
-    """Runs a kernel on the current stream of a device; does nothing if the grid is empty."""
+    """Runs programs of a kernel on the current stream of a device; nothing if there are none."""
+    grid = programs if isinstance(programs, tuple) else (programs,)
     if _recorder is not None:
-        _recorder(Launch(kernel, arguments, num_warps, num_stages))
+        _recorder(Launch(kernel, grid, arguments, num_warps, num_stages))
     elif 0 not in grid:
         with _current(device):
             kernel[grid](

@@ -44,7 +44,8 @@ HIDDEN_SIZES = (768, 4096)
 # Which options a call has. All of them at once need the most registers.
 VARIANTS = {
     "plain": (),
-    "bert": ("key_padding_mask", "dropout"),
+    "bert": ("packed", "dropout"),
+    "padded": ("key_padding_mask", "dropout"),
     "causal packed": ("causal", "packed"),
     "everything": ("key_padding_mask", "dropout", "window", "bias", "slopes", "softcap"),
 }
@@ -135,7 +136,8 @@ def _hidden(dtype: torch.dtype, hidden_size: int) -> None:
 
 def launches(target: Target, everything: bool) -> Iterator[tuple[str, Launch]]:
     """Yields what calls launch on a target, and the names of the calls."""
-    kinds = config.table_of(target) if everything else [config.HALF]
+    table = config.table_of(target)
+    kinds = [x for x in _KINDS if x in table] if everything else [config.HALF]
     variants = VARIANTS if everything else ["bert"]
     head_dims = [x for x in HEAD_DIMS if x <= config.max_head_dim(target)]
     head_dims = head_dims if everything else head_dims[:1]

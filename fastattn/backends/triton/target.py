@@ -49,13 +49,19 @@ def set_offline(target: Target | None) -> None:
 
 
 def float32_precision(target: Target) -> str:
-    """Returns how products of float32 are taken: what torch is set to for its own.
+    """Returns how products of float32 are taken: what torch is set to for its own on this GPU.
 
-    Triton's variable TRITON_F32_DEFAULT ("ieee", "tf32", "tf32x3") goes before it.
+    That is ``torch.backends.cuda.matmul.fp32_precision``, which follows
+    ``torch.backends.fp32_precision`` and ``torch.set_float32_matmul_precision``; torch before 2.9
+    has only the last. Triton's variable TRITON_F32_DEFAULT ("ieee", "tf32", "tf32x3") goes before
+    it.
     """
     if target.kind != "cuda" or target.name == "sm_75":
         return "ieee"
     wish = os.environ.get("TRITON_F32_DEFAULT", "")
     if wish in ("ieee", "tf32", "tf32x3"):
         return wish
+    # From torch 2.9 on the older function raises once the newer setting was used.
+    if hasattr(torch.backends, "fp32_precision"):
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"

@@ -9,8 +9,9 @@
     dq   = softmax_scale * ds @ k
 
 A program of dk and dv owns BLOCK_N keys of one key head, and meets the queries of every head that
-shares it; its tiles are transposed, (keys, queries), so that no product has to turn p or ds over.
-A program of dq owns BLOCK_M queries of one head.
+shares it. It turns p and ds over in 16 bits, for the products with dout and q; turning the scores
+themselves over, (keys, queries), would leave the draws of dropout with other threads than those
+that hold what they serve. A program of dq owns BLOCK_M queries of one head.
 """
 
 from __future__ import annotations
@@ -19,20 +20,22 @@ import triton
 import triton.language as tl
 
 from fastattn.backends.triton.kernels.blocks import (
+    LENGTHS,
     dot,
-    load_all_rows,
     load_rows,
+    locate_program,
     locate_sequence,
     locate_tile,
     narrow,
     rows_of,
+    statistics_of,
     store_rows,
 )
 from fastattn.backends.triton.kernels.scores import (
-    in_window,
     keep_tile,
     key_range,
     keys_attended,
+    mask_tile,
     place_of,
     query_range,
     score_tile,
@@ -42,33 +45,37 @@ from fastattn.backends.triton.kernels.scores import (
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["tiles", "rows", "num_heads"])
 def delta_kernel(
     delta,
     out,
     dout,
     dlse,
+    tiles,
     rows,
+    num_heads,
     HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Fills BLOCK_M rows of delta, float32. Grid: (tiles of rows, num_heads, batch or 1)."""
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    head = tl.program_id(1)
-    sequence = tl.program_id(2)
+    """Fills BLOCK_M rows of delta, float32. Grid: (tiles of rows * num_heads * batch or 1,)."""
+    tile, index = locate_program(tiles)
+    sequence = index // num_heads
+    head = index % num_heads
+    row0 = tile * BLOCK_M
+    row = row0 + tl.arange(0, BLOCK_M)
     valid = row < rows
-    # A packed tensor may have 2**31 elements within its rows.
-    wide = row.to(tl.int64)
     out_base = rows_of(out, sequence, 0, head, False)
     dout_base = rows_of(dout, sequence, 0, head, False)
-    out_tile = load_rows(out_base, wide, out.row_stride, valid, HEAD_DIM, BLOCK_D)
-    dout_tile = load_rows(dout_base, wide, dout.row_stride, valid, HEAD_DIM, BLOCK_D)
+    out_tile = load_rows(out_base, row0, out.row_stride, valid, HEAD_DIM, BLOCK_M, BLOCK_D)
+    dout_tile = load_rows(dout_base, row0, dout.row_stride, valid, HEAD_DIM, BLOCK_M, BLOCK_D)
     total = tl.sum(out_tile.to(tl.float32) * dout_tile.to(tl.float32), 1)
     if dlse is not None:
-        dlse_base = rows_of(dlse, sequence, 0, head, False)
-        total -= tl.load(dlse_base + wide * dlse.row_stride, mask=valid, other=0.0)
-    tl.store(rows_of(delta, sequence, 0, head, False) + row, total, mask=valid)
+        dlse_base = statistics_of(dlse, sequence, 0, head, num_heads, rows, False)
+        total -= tl.load(dlse_base + row, mask=valid, other=0.0)
+    tl.store(
+        statistics_of(delta, sequence, 0, head, num_heads, rows, False) + row, total, mask=valid
+    )
 
 
 @triton.jit
@@ -87,8 +94,9 @@ def score_grad(p, dp, capped, delta, keep, rule):
     """
     kept = p
     if rule.seed is not None:
-        kept = tl.where(keep, p, 0.0)
-        dp = tl.where(keep, dp * rule.keep_scale, 0.0)
+        factor = tl.where(keep, 1.0, 0.0)  # choosing p itself would be done in 16 bits, slowly
+        kept = p * factor
+        dp = dp * factor * rule.keep_scale
     dscore = p * (dp - delta)
     ds = dscore
     if rule.cap is not None:
@@ -109,48 +117,46 @@ def _meet_queries(
     lse_base,
     delta_base,
     col0,
-    first,
-    end,
     rule,
     place,
-    ALL_SEEN: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds what the queries from ``first`` to ``end`` of a head give to dk and dv.
+    """Adds what the queries of a head that may see the keys give to dk and dv.
 
     Which keys are padding makes no difference here: a key's gradients come from its own scores,
     and those of padding are not stored.
     """
     _, _, seqlen_q, _, _, _, _, _, _ = place
     col = col0 + tl.arange(0, BLOCK_N)
+    first, end = query_range(col0, rule, place, BLOCK_N)
     for row0 in tl.range(first, end, BLOCK_M):
         row = row0 + tl.arange(0, BLOCK_M)
         valid = row < seqlen_q
-        q_tile = load_rows(q_base, row, q_stride, valid, HEAD_DIM, BLOCK_D)
+        q_tile = load_rows(q_base, row0, q_stride, valid, HEAD_DIM, BLOCK_M, BLOCK_D)
         lse2, delta = load_statistics(lse_base, delta_base, row, valid)
-        products = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-        products = dot(k_tile, tl.trans(q_tile), products, PRECISION)
-        s2, capped = score_tile(products, row[None, :], col[:, None], rule, place)
-        p = weights(s2, lse2[None, :], rule)
-        if not ALL_SEEN:
-            p = tl.where(in_window(row[None, :], col[:, None], rule, place), p, 0.0)
-        dout_tile = load_rows(dout_base, row, dout_stride, valid, HEAD_DIM, BLOCK_D)
-        dp = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-        dp = dot(v_tile, tl.trans(dout_tile), dp, PRECISION)
+        products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        products = dot(q_tile, tl.trans(k_tile), products, PRECISION)
+        s2, capped = score_tile(products, row[:, None], col[None, :], rule, place)
+        p = weights(s2, lse2[:, None], rule)
+        if rule.left is not None or rule.right is not None:
+            p = mask_tile(p, 0.0, valid[:, None], row[:, None], col[None, :], rule, place)
+        dout_tile = load_rows(dout_base, row0, dout_stride, valid, HEAD_DIM, BLOCK_M, BLOCK_D)
+        dp = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        dp = dot(dout_tile, tl.trans(v_tile), dp, PRECISION)
         keep = True
         if rule.seed is not None:
-            keep = keep_tile(rule, place, row0, col0, BLOCK_M, BLOCK_N, True)
-        kept, _dscore, ds = score_grad(p, dp, capped, delta[None, :], keep, rule)
-        dv = dot(narrow(kept, dout_tile.dtype), dout_tile, dv, PRECISION)
-        dk = dot(narrow(ds, q_tile.dtype), q_tile, dk, PRECISION)
+            keep = keep_tile(rule, place, row0, col0, BLOCK_M, BLOCK_N)
+        kept, _dscore, ds = score_grad(p, dp, capped, delta[:, None], keep, rule)
+        dv = dot(tl.trans(narrow(kept, dout_tile.dtype)), dout_tile, dv, PRECISION)
+        dk = dot(tl.trans(narrow(ds, q_tile.dtype)), q_tile, dk, PRECISION)
     return dk, dv
 
 
-@triton.jit(do_not_specialize=["batch_size", "rows_q", "rows_k", "seqlen_q", "seqlen_k"])
+@triton.jit(do_not_specialize=LENGTHS)
 def dkdv_kernel(
     dk,
     dv,
@@ -164,10 +170,12 @@ def dkdv_kernel(
     cu_seqlens_q,
     cu_seqlens_k,
     batch_size,
+    tiles,
     rows_q,
     rows_k,
     seqlen_q,
     seqlen_k,
+    num_heads,
     heads_per_kv,
     softmax_scale,
     HEAD_DIM: tl.constexpr,
@@ -176,11 +184,10 @@ def dkdv_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Fills BLOCK_N rows of dk and dv. Grid: (tiles of all sequences, num_heads_kv)."""
+    """Fills BLOCK_N rows of dk and dv. Grid: (tiles of all sequences times num_heads_kv,)."""
     PACKED: tl.constexpr = cu_seqlens_q is not None
-    WINDOWED: tl.constexpr = rule.left is not None or rule.right is not None
-    head_kv = tl.program_id(1)
-    sequence, col0 = locate_tile(tl.program_id(0), cu_seqlens_k, batch_size, seqlen_k, BLOCK_N)
+    tile, head_kv = locate_program(tiles)
+    sequence, col0 = locate_tile(tile, cu_seqlens_k, batch_size, seqlen_k, BLOCK_N)
     start_k, length_k = locate_sequence(sequence, cu_seqlens_k, batch_size, rows_k, seqlen_k)
     if col0 >= length_k:
         return
@@ -193,44 +200,39 @@ def dkdv_kernel(
     attended = keys_attended(rule, any_head, col)
     k_base = rows_of(k, sequence, start_k, head_kv, PACKED)
     v_base = rows_of(v, sequence, start_k, head_kv, PACKED)
-    k_tile = load_rows(k_base, col, k.row_stride, attended, HEAD_DIM, BLOCK_D)
-    v_tile = load_rows(v_base, col, v.row_stride, attended, HEAD_DIM, BLOCK_D)
+    k_tile = load_rows(k_base, col0, k.row_stride, attended, HEAD_DIM, BLOCK_N, BLOCK_D)
+    v_tile = load_rows(v_base, col0, v.row_stride, attended, HEAD_DIM, BLOCK_N, BLOCK_D)
     dk_tile = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv_tile = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     for head in tl.range(head_kv * heads_per_kv, (head_kv + 1) * heads_per_kv):
         place = place_of(rule, sequence, head, length_q, length_k)
-        first, full_first, end = query_range(col0, rule, place, BLOCK_M, BLOCK_N)
-        for phase in tl.static_range(0 if WINDOWED else 1, 2):
-            dk_tile, dv_tile = _meet_queries(
-                dk_tile,
-                dv_tile,
-                k_tile,
-                v_tile,
-                rows_of(q, sequence, start_q, head, PACKED),
-                q.row_stride,
-                rows_of(dout, sequence, start_q, head, PACKED),
-                dout.row_stride,
-                rows_of(lse, sequence, start_q, head, PACKED),
-                rows_of(delta, sequence, start_q, head, PACKED),
-                col0,
-                first if phase == 0 else full_first,
-                full_first if phase == 0 else end,
-                rule,
-                place,
-                phase == 1,
-                HEAD_DIM,
-                BLOCK_M,
-                BLOCK_N,
-                BLOCK_D,
-                PRECISION,
-            )
+        dk_tile, dv_tile = _meet_queries(
+            dk_tile,
+            dv_tile,
+            k_tile,
+            v_tile,
+            rows_of(q, sequence, start_q, head, PACKED),
+            q.row_stride,
+            rows_of(dout, sequence, start_q, head, PACKED),
+            dout.row_stride,
+            statistics_of(lse, sequence, start_q, head, num_heads, seqlen_q, PACKED),
+            statistics_of(delta, sequence, start_q, head, num_heads, seqlen_q, PACKED),
+            col0,
+            rule,
+            place,
+            HEAD_DIM,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_D,
+            PRECISION,
+        )
 
     dk_tile = tl.where(attended[:, None], dk_tile * softmax_scale, 0.0)
     dv_tile = tl.where(attended[:, None], dv_tile * rule.keep_scale, 0.0)
     dk_base = rows_of(dk, sequence, start_k, head_kv, PACKED)
     dv_base = rows_of(dv, sequence, start_k, head_kv, PACKED)
-    store_rows(dk_base, col, dk.row_stride, within, dk_tile, HEAD_DIM, BLOCK_D)
-    store_rows(dv_base, col, dv.row_stride, within, dv_tile, HEAD_DIM, BLOCK_D)
+    store_rows(dk_base, col0, dk.row_stride, within, dk_tile, HEAD_DIM, BLOCK_N, BLOCK_D)
+    store_rows(dv_base, col0, dv.row_stride, within, dv_tile, HEAD_DIM, BLOCK_N, BLOCK_D)
 
 
 @triton.jit
@@ -247,7 +249,6 @@ def grad_tile(
     col0,
     rule,
     place,
-    ALL_SEEN: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -257,32 +258,24 @@ def grad_tile(
     """Returns the gradients of the scores with bias and of q @ k.T, of one tile, and its k."""
     row = row0 + tl.arange(0, BLOCK_M)
     col = col0 + tl.arange(0, BLOCK_N)
-    if ALL_SEEN:
-        k_tile = load_all_rows(k_base, col, k_stride, HEAD_DIM, BLOCK_D)
-        v_tile = load_all_rows(v_base, col, v_stride, HEAD_DIM, BLOCK_D)
-    else:
-        attended = keys_attended(rule, place, col)
-        k_tile = load_rows(k_base, col, k_stride, attended, HEAD_DIM, BLOCK_D)
-        v_tile = load_rows(v_base, col, v_stride, attended, HEAD_DIM, BLOCK_D)
+    attended = keys_attended(rule, place, col)
+    k_tile = load_rows(k_base, col0, k_stride, attended, HEAD_DIM, BLOCK_N, BLOCK_D)
+    v_tile = load_rows(v_base, col0, v_stride, attended, HEAD_DIM, BLOCK_N, BLOCK_D)
     products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     products = dot(q_tile, tl.trans(k_tile), products, PRECISION)
     s2, capped = score_tile(products, row[:, None], col[None, :], rule, place)
     p = weights(s2, lse2[:, None], rule)
-    if not ALL_SEEN:
-        seen = attended[None, :]
-        if rule.left is not None or rule.right is not None:
-            seen = seen & in_window(row[:, None], col[None, :], rule, place)
-        p = tl.where(seen, p, 0.0)
+    p = mask_tile(p, 0.0, attended[None, :], row[:, None], col[None, :], rule, place)
     dp = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     dp = dot(dout_tile, tl.trans(v_tile), dp, PRECISION)
     keep = True
     if rule.seed is not None:
-        keep = keep_tile(rule, place, row0, col0, BLOCK_M, BLOCK_N, False)
+        keep = keep_tile(rule, place, row0, col0, BLOCK_M, BLOCK_N)
     _, dscore, ds = score_grad(p, dp, capped, delta[:, None], keep, rule)
     return dscore, ds, k_tile
 
 
-@triton.jit(do_not_specialize=["batch_size", "rows_q", "rows_k", "seqlen_q", "seqlen_k"])
+@triton.jit(do_not_specialize=LENGTHS)
 def dq_kernel(
     dq,
     dout,
@@ -295,10 +288,12 @@ def dq_kernel(
     cu_seqlens_q,
     cu_seqlens_k,
     batch_size,
+    tiles,
     rows_q,
     rows_k,
     seqlen_q,
     seqlen_k,
+    num_heads,
     heads_per_kv,
     softmax_scale,
     HEAD_DIM: tl.constexpr,
@@ -307,10 +302,10 @@ def dq_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Fills BLOCK_M rows of dq. Grid: (tiles of all sequences, num_heads)."""
+    """Fills BLOCK_M rows of dq. Grid: (tiles of all sequences times num_heads,)."""
     PACKED: tl.constexpr = cu_seqlens_q is not None
-    head = tl.program_id(1)
-    sequence, row0 = locate_tile(tl.program_id(0), cu_seqlens_q, batch_size, seqlen_q, BLOCK_M)
+    tile, head = locate_program(tiles)
+    sequence, row0 = locate_tile(tile, cu_seqlens_q, batch_size, seqlen_q, BLOCK_M)
     start_q, length_q = locate_sequence(sequence, cu_seqlens_q, batch_size, rows_q, seqlen_q)
     if row0 >= length_q:
         return
@@ -325,38 +320,34 @@ def dq_kernel(
     dout_base = rows_of(dout, sequence, start_q, head, PACKED)
     k_base = rows_of(k, sequence, start_k, head // heads_per_kv, PACKED)
     v_base = rows_of(v, sequence, start_k, head // heads_per_kv, PACKED)
-    lse_base = rows_of(lse, sequence, start_q, head, PACKED)
-    delta_base = rows_of(delta, sequence, start_q, head, PACKED)
-    q_tile = load_rows(q_base, row, q.row_stride, valid, HEAD_DIM, BLOCK_D)
-    dout_tile = load_rows(dout_base, row, dout.row_stride, valid, HEAD_DIM, BLOCK_D)
+    lse_base = statistics_of(lse, sequence, start_q, head, num_heads, seqlen_q, PACKED)
+    delta_base = statistics_of(delta, sequence, start_q, head, num_heads, seqlen_q, PACKED)
+    q_tile = load_rows(q_base, row0, q.row_stride, valid, HEAD_DIM, BLOCK_M, BLOCK_D)
+    dout_tile = load_rows(dout_base, row0, dout.row_stride, valid, HEAD_DIM, BLOCK_M, BLOCK_D)
     lse2, row_delta = load_statistics(lse_base, delta_base, row, valid)
     dq_tile = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    first, full_end, end = key_range(row0, rule, place, BLOCK_M, BLOCK_N)
-    for phase in tl.static_range(2):
-        for col0 in tl.range(
-            first if phase == 0 else full_end, full_end if phase == 0 else end, BLOCK_N
-        ):
-            _, ds, k_tile = grad_tile(
-                q_tile,
-                dout_tile,
-                lse2,
-                row_delta,
-                k_base,
-                k.row_stride,
-                v_base,
-                v.row_stride,
-                row0,
-                col0,
-                rule,
-                place,
-                phase == 0,
-                HEAD_DIM,
-                BLOCK_M,
-                BLOCK_N,
-                BLOCK_D,
-                PRECISION,
-            )
-            dq_tile = dot(narrow(ds, k_tile.dtype), k_tile, dq_tile, PRECISION)
+    first, end = key_range(row0, rule, place, BLOCK_M)
+    for col0 in tl.range(first, end, BLOCK_N):
+        _, ds, k_tile = grad_tile(
+            q_tile,
+            dout_tile,
+            lse2,
+            row_delta,
+            k_base,
+            k.row_stride,
+            v_base,
+            v.row_stride,
+            row0,
+            col0,
+            rule,
+            place,
+            HEAD_DIM,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_D,
+            PRECISION,
+        )
+        dq_tile = dot(narrow(ds, k_tile.dtype), k_tile, dq_tile, PRECISION)
     dq_base = rows_of(dq, sequence, start_q, head, PACKED)
     dq_tile = dq_tile * softmax_scale
-    store_rows(dq_base, row, dq.row_stride, valid, dq_tile, HEAD_DIM, BLOCK_D)
+    store_rows(dq_base, row0, dq.row_stride, valid, dq_tile, HEAD_DIM, BLOCK_M, BLOCK_D)

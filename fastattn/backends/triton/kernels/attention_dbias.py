@@ -11,7 +11,14 @@ import triton
 import triton.language as tl
 
 from fastattn.backends.triton.kernels.attention_bwd import grad_tile, load_statistics
-from fastattn.backends.triton.kernels.blocks import load_rows, locate_sequence, rows_of
+from fastattn.backends.triton.kernels.blocks import (
+    LENGTHS,
+    load_rows,
+    locate_program,
+    locate_sequence,
+    rows_of,
+    statistics_of,
+)
 from fastattn.backends.triton.kernels.scores import place_of
 
 
@@ -28,6 +35,8 @@ def _add_head(
     place,
     start_q,
     start_k,
+    seqlen_q,
+    num_heads,
     heads_per_kv,
     row_range,
     col_range,
@@ -46,13 +55,13 @@ def _add_head(
     dout_base = rows_of(dout, sequence, start_q, head, PACKED)
     k_base = rows_of(k, sequence, start_k, head // heads_per_kv, PACKED)
     v_base = rows_of(v, sequence, start_k, head // heads_per_kv, PACKED)
-    lse_base = rows_of(lse, sequence, start_q, head, PACKED)
-    delta_base = rows_of(delta, sequence, start_q, head, PACKED)
+    lse_base = statistics_of(lse, sequence, start_q, head, num_heads, seqlen_q, PACKED)
+    delta_base = statistics_of(delta, sequence, start_q, head, num_heads, seqlen_q, PACKED)
     for row0 in tl.range(row_first, row_end, BLOCK_M):
         row = row0 + tl.arange(0, BLOCK_M)
         valid = row < length_q
-        q_tile = load_rows(q_base, row, q.row_stride, valid, HEAD_DIM, BLOCK_D)
-        dout_tile = load_rows(dout_base, row, dout.row_stride, valid, HEAD_DIM, BLOCK_D)
+        q_tile = load_rows(q_base, row0, q.row_stride, valid, HEAD_DIM, BLOCK_M, BLOCK_D)
+        dout_tile = load_rows(dout_base, row0, dout.row_stride, valid, HEAD_DIM, BLOCK_M, BLOCK_D)
         lse2, row_delta = load_statistics(lse_base, delta_base, row, valid)
         for col0 in tl.range(col_first, col_end, BLOCK_N):
             dscore, _ds, _k = grad_tile(
@@ -68,7 +77,6 @@ def _add_head(
                 col0,
                 rule,
                 place,
-                False,
                 HEAD_DIM,
                 BLOCK_M,
                 BLOCK_N,
@@ -80,7 +88,7 @@ def _add_head(
 
 
 @triton.jit(
-    do_not_specialize=["rows_q", "rows_k", "seqlen_q", "seqlen_k", "num_sequences", "num_heads"]
+    do_not_specialize=[*LENGTHS, "shared_sequences", "shared_heads", "bias_rows", "bias_cols"]
 )
 def dbias_kernel(
     dbias,
@@ -94,13 +102,15 @@ def dbias_kernel(
     cu_seqlens_q,
     cu_seqlens_k,
     batch_size,
+    tiles,
     rows_q,
     rows_k,
     seqlen_q,
     seqlen_k,
-    heads_per_kv,
-    num_sequences,
     num_heads,
+    heads_per_kv,
+    shared_sequences,
+    shared_heads,
     bias_heads,
     bias_rows,
     bias_cols,
@@ -114,23 +124,24 @@ def dbias_kernel(
 ):
     """Fills a tile of dbias, (bias_batch, bias_heads, bias_rows, bias_cols) float32, contiguous.
 
-    A program serves ``num_sequences`` sequences and ``num_heads`` heads: all of them where the bias
-    is broadcast, else one. ONE_ROW, ONE_COL: it is broadcast along queries, along keys.
-    Grid: (tiles of rows times tiles of columns, bias_heads, bias_batch).
+    A program serves ``shared_sequences`` sequences and ``shared_heads`` heads: all of them where
+    the bias is broadcast, else one. ONE_ROW, ONE_COL: it is broadcast along queries, along keys.
+    Grid: (tiles of rows times tiles of columns times bias_heads times bias_batch,).
     """
     PACKED: tl.constexpr = cu_seqlens_q is not None
-    row0 = tl.program_id(0) // tl.cdiv(bias_cols, BLOCK_N) * BLOCK_M
-    col0 = tl.program_id(0) % tl.cdiv(bias_cols, BLOCK_N) * BLOCK_N
-    bias_head = tl.program_id(1)
-    bias_sequence = tl.program_id(2)
+    index, bias_index = locate_program(tiles)
+    row0 = index // tl.cdiv(bias_cols, BLOCK_N) * BLOCK_M
+    col0 = index % tl.cdiv(bias_cols, BLOCK_N) * BLOCK_N
+    bias_head = bias_index % bias_heads
+    bias_sequence = bias_index // bias_heads
     tile = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for i in tl.range(0, num_sequences):
+    for i in tl.range(0, shared_sequences):
         sequence = bias_sequence + i
         start_q, length_q = locate_sequence(sequence, cu_seqlens_q, batch_size, rows_q, seqlen_q)
         start_k, length_k = locate_sequence(sequence, cu_seqlens_k, batch_size, rows_k, seqlen_k)
         row_end = length_q if ONE_ROW else tl.minimum(row0 + BLOCK_M, length_q)
         col_end = length_k if ONE_COL else tl.minimum(col0 + BLOCK_N, length_k)
-        for j in tl.range(0, num_heads):
+        for j in tl.range(0, shared_heads):
             tile = _add_head(
                 tile,
                 dout,
@@ -143,6 +154,8 @@ def dbias_kernel(
                 place_of(rule, sequence, bias_head + j, length_q, length_k),
                 start_q,
                 start_k,
+                seqlen_q,
+                num_heads,
                 heads_per_kv,
                 (row0, row_end),
                 (col0, col_end),

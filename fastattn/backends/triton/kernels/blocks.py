@@ -1,7 +1,7 @@
 """What every attention kernel is made of: products, rows in memory, and where sequences lie.
 
-Indices within a sequence are int32. What they are added to is a pointer that was advanced in
-int64, so a tensor may have more than 2**31 elements.
+Grids have one dimension: the others of a GPU end at 65,535. Indices within a sequence are int32,
+offsets into tensors int64, so a tensor, and a sequence of one, may have more than 2**31 elements.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import triton.language as tl
 from fastattn.backends.triton.target import INTERPRETED
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
+# Arguments that change from batch to batch, which Triton shall not compile anew for.
+LENGTHS = ["batch_size", "tiles", "rows_q", "rows_k", "seqlen_q", "seqlen_k", "num_heads"]
 
 
 @triton.jit
@@ -34,10 +36,20 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def load_rows(base, row, stride, valid, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Returns (rows, BLOCK_D): rows of head_dim elements, 0 where not valid and past head_dim."""
+def _row_pointers(base, row0, stride, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Returns pointers to (BLOCK, BLOCK_D) elements; only the scalar part changes in a loop."""
+    base += tl.cast(row0, tl.int64) * stride
+    row = tl.arange(0, BLOCK).to(tl.int64)
+    return base + (row[:, None] * stride + tl.arange(0, BLOCK_D)[None, :])
+
+
+@triton.jit
+def load_rows(
+    base, row0, stride, valid, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """Returns (BLOCK, BLOCK_D): rows of head_dim elements, 0 where not valid and past head_dim."""
     d = tl.arange(0, BLOCK_D)
-    pointers = base + row[:, None] * stride + d[None, :]
+    pointers = _row_pointers(base, row0, stride, BLOCK, BLOCK_D)
     if HEAD_DIM == BLOCK_D:
         return tl.load(pointers, mask=valid[:, None], other=0.0)
     else:
@@ -45,23 +57,28 @@ def load_rows(base, row, stride, valid, HEAD_DIM: tl.constexpr, BLOCK_D: tl.cons
 
 
 @triton.jit
-def load_all_rows(base, row, stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """load_rows where every row is valid."""
+def store_rows(
+    base,
+    row0,
+    stride,
+    valid,
+    values,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Stores (BLOCK, BLOCK_D) where a row is valid, up to head_dim."""
     d = tl.arange(0, BLOCK_D)
-    pointers = base + row[:, None] * stride + d[None, :]
-    if HEAD_DIM == BLOCK_D:
-        return tl.load(pointers)
-    else:
-        return tl.load(pointers, mask=d[None, :] < HEAD_DIM, other=0.0)
+    pointers = _row_pointers(base, row0, stride, BLOCK, BLOCK_D)
+    mask = valid[:, None] & (d[None, :] < HEAD_DIM)
+    tl.store(pointers, narrow(values, base.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def store_rows(base, row, stride, valid, values, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Stores (rows, BLOCK_D) where a row is valid, up to head_dim."""
-    d = tl.arange(0, BLOCK_D)
-    pointers = base + row[:, None] * stride + d[None, :]
-    mask = valid[:, None] & (d[None, :] < HEAD_DIM)
-    tl.store(pointers, narrow(values, base.dtype.element_ty), mask=mask)
+def locate_program(tiles):
+    """Returns the tile and the head, or what else is counted in tiles, of this program."""
+    program = tl.program_id(0)
+    return program % tiles, program // tiles
 
 
 @triton.jit
@@ -114,3 +131,16 @@ def rows_of(rows, sequence, start, head, PACKED: tl.constexpr):
     else:
         base += tl.cast(sequence, tl.int64) * rows.batch_stride
     return base
+
+
+@triton.jit
+def statistics_of(statistics, sequence, start, head, num_heads, seqlen, PACKED: tl.constexpr):
+    """Returns the pointer to a head's first number of a sequence.
+
+    Statistics are (batch, heads, seqlen) or (heads, total), contiguous: their strides are not
+    arguments, as Triton would compile once for lengths that 16 divides, and once for the others.
+    """
+    if PACKED:
+        return statistics + tl.cast(head, tl.int64) * seqlen + start
+    else:
+        return statistics + (tl.cast(sequence, tl.int64) * num_heads + head) * seqlen

@@ -1,9 +1,10 @@
 """The dropout rules of :mod:`fastattn.dropout`, bit for bit: one Philox call for eight draws.
 
-A call's four words are eight 16-bit draws. Each helper computes the calls of a tile once, compares
-their draws with the threshold, and brings the answers into the order of the tile by joining and
-permuting, which the compiler turns into a choice of registers where a thread owns the eight
-elements of a call, as it does in the result of a tensor-core instruction.
+A call's four words are eight 16-bit draws. Each helper computes the calls of a tile once and brings
+the draws into the order of the tile by joining and permuting, which the compiler turns into a
+choice of registers where a thread owns the eight elements of a call, as it does in the result of a
+tensor-core instruction. Draws are compared with the threshold last, and as the high halves of
+words: booleans would be packed and unpacked on the way, and a high half needs no mask.
 """
 
 from __future__ import annotations
@@ -46,9 +47,15 @@ def philox(c0, c1, c2, c3, key0, key1):
 
 
 @triton.jit
-def _kept(word, threshold):
-    """(...) -> (..., 2) bool: whether the low and the high half of each word say "keep"."""
-    return tl.join((word & 0xFFFF) >= threshold, (word >> 16) >= threshold)
+def _draws(word):
+    """(...) -> (..., 2): words whose high halves are the low and the high half of each word."""
+    return tl.join(word << 16, word)
+
+
+@triton.jit
+def _kept(draws, threshold):
+    """Returns whether draws, the high halves of words, say "keep"."""
+    return draws >= (tl.cast(threshold, tl.uint32) << 16)
 
 
 @triton.jit
@@ -62,9 +69,8 @@ def attention_keep(
     threshold,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
 ):
-    """Returns which weights of a tile are kept, (BLOCK_M, BLOCK_N) or (BLOCK_N, BLOCK_M) bool.
+    """Returns which weights of a tile are kept, (BLOCK_M, BLOCK_N) bool.
 
     ``row0`` and ``col0``, multiples of 16, count from the start of the sequence.
     """
@@ -85,14 +91,8 @@ def attention_keep(
         key1,
     )
     # (row tile, row % 8, column tile, pair, parity, column half, row half)
-    keep = tl.join(
-        tl.join(_kept(w0, threshold), _kept(w1, threshold)),
-        tl.join(_kept(w2, threshold), _kept(w3, threshold)),
-    )
-    if TRANSPOSED:
-        return keep.permute(2, 5, 3, 4, 0, 6, 1).reshape(BLOCK_N, BLOCK_M)
-    else:
-        return keep.permute(0, 6, 1, 2, 5, 3, 4).reshape(BLOCK_M, BLOCK_N)
+    draws = tl.join(tl.join(_draws(w0), _draws(w1)), tl.join(_draws(w2), _draws(w3)))
+    return _kept(draws.permute(0, 6, 1, 2, 5, 3, 4).reshape(BLOCK_M, BLOCK_N), threshold)
 
 
 @triton.jit
@@ -105,7 +105,6 @@ def attention_keep_kernel(
     cols,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
 ):
     """Fills a tile of kept, (sequences, num_heads, rows, cols) bytes. For tests of the rule.
 
@@ -119,13 +118,8 @@ def attention_keep_kernel(
     key0, key1 = load_key(seed)
     sequence = index // num_heads
     head = index % num_heads
-    keep = attention_keep(
-        key0, key1, sequence, head, row0, col0, threshold, BLOCK_M, BLOCK_N, TRANSPOSED
-    )
-    if TRANSPOSED:
-        offsets = row[None, :] * cols + col[:, None]
-    else:
-        offsets = row[:, None] * cols + col[None, :]
+    keep = attention_keep(key0, key1, sequence, head, row0, col0, threshold, BLOCK_M, BLOCK_N)
+    offsets = row[:, None] * cols + col[None, :]
     tl.store(kept + index * rows * cols + offsets, keep.to(tl.uint8))
 
 
@@ -149,8 +143,5 @@ def hidden_keep(key0, key1, row0, col0, threshold, ROWS: tl.constexpr, COLS: tl.
         key1,
     )
     # (row, block, pair, parity, word % 2, word // 2)
-    keep = tl.join(
-        tl.join(_kept(w0, threshold), _kept(w1, threshold)),
-        tl.join(_kept(w2, threshold), _kept(w3, threshold)),
-    )
-    return keep.permute(0, 1, 5, 4, 2, 3).reshape(ROWS, COLS)
+    draws = tl.join(tl.join(_draws(w0), _draws(w1)), tl.join(_draws(w2), _draws(w3)))
+    return _kept(draws.permute(0, 1, 5, 4, 2, 3).reshape(ROWS, COLS), threshold)

@@ -47,10 +47,10 @@ def place_of(rule, sequence, head, seqlen_q, seqlen_k):
 @triton.jit
 def keys_attended(rule, place, col):
     """Returns which keys are not padding."""
-    sequence, _, _, _, key_end, _, _, _, _ = place
+    sequence, _, _, seqlen_k, key_end, _, _, _, _ = place
     attended = col < key_end
     if rule.key_mask is not None:
-        mask = rule.key_mask + tl.cast(sequence, tl.int64) * rule.key_mask_stride
+        mask = rule.key_mask + tl.cast(sequence, tl.int64) * seqlen_k
         attended = tl.load(mask + col, mask=attended, other=0) != 0
     return attended
 
@@ -119,64 +119,47 @@ def in_window(row, col, rule, place):
 
 
 @triton.jit
-def keep_tile(
-    rule,
-    place,
-    row0,
-    col0,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-):
+def keep_tile(rule, place, row0, col0, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Returns which weights of a tile dropout keeps."""
     sequence, head, _, _, _, _, _, key0, key1 = place
-    return attention_keep(
-        key0, key1, sequence, head, row0, col0, rule.threshold, BLOCK_M, BLOCK_N, TRANSPOSED
-    )
+    return attention_keep(key0, key1, sequence, head, row0, col0, rule.threshold, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
-def key_range(row0, rule, place, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Returns (first, full_end, end): the keys that the rows from ``row0`` may see.
+def mask_tile(tile, value, attended, row, col, rule, place):
+    """Returns a tile of scores with a value where a query does not see a key.
 
-    Blocks of keys from first to full_end need no mask; those from full_end to end do.
+    It is applied to every tile: a second loop without it is 1.5 instructions of 20 less for an
+    element with dropout (sm_90, 2026-11-28), and twice the code to compile before the first call.
     """
-    _, _, seqlen_q, seqlen_k, key_end, _, _, _, _ = place
-    diagonal = seqlen_k - seqlen_q
+    seen = attended
+    if rule.left is not None or rule.right is not None:
+        seen = seen & in_window(row, col, rule, place)
+    return tl.where(seen, tile, value)
+
+
+@triton.jit
+def key_range(row0, rule, place, BLOCK_M: tl.constexpr):
+    """Returns (first, end): the keys that some of BLOCK_M rows from ``row0`` may see."""
+    _, _, seqlen_q, seqlen_k, end, _, _, _, _ = place
+    diagonal = row0 + seqlen_k - seqlen_q
     first = row0 * 0
-    end = key_end
-    if rule.left is not None:
-        first = tl.maximum(row0 + diagonal - rule.left, 0) // BLOCK_N * BLOCK_N
     if rule.right is not None:
-        end = tl.minimum(end, row0 + BLOCK_M + diagonal + rule.right)
-    if rule.left is not None or rule.key_mask is not None:
-        full_end = first
-    elif rule.right is not None:
-        full_end = tl.maximum(tl.minimum(end, row0 + diagonal + rule.right + 1), 0)
-        full_end = full_end // BLOCK_N * BLOCK_N
-    else:
-        full_end = end // BLOCK_N * BLOCK_N
-    return first, full_end, end
+        end = tl.minimum(end, diagonal + BLOCK_M + rule.right)
+    if rule.left is not None:  # Dropout is drawn for 16 keys at a time.
+        first = tl.maximum(diagonal - rule.left, 0) // 16 * 16
+    return first, end
 
 
 @triton.jit
-def query_range(col0, rule, place, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Returns (first, full_first, end): the queries that may see the keys from ``col0``.
-
-    Blocks of queries from first to full_first need a mask; those from full_first to end do not.
-    """
+def query_range(col0, rule, place, BLOCK_N: tl.constexpr):
+    """Returns (first, end): the queries that may see some of BLOCK_N keys from ``col0``."""
     _, _, seqlen_q, seqlen_k, key_end, _, _, _, _ = place
-    diagonal = seqlen_k - seqlen_q
+    diagonal = col0 - (seqlen_k - seqlen_q)
     first = col0 * 0
     end = tl.where(col0 < key_end, seqlen_q, 0)
-    if rule.right is not None:
-        first = tl.maximum(col0 - diagonal - rule.right, 0) // BLOCK_M * BLOCK_M
+    if rule.right is not None:  # Dropout is drawn for 16 queries at a time.
+        first = tl.maximum(diagonal - rule.right, 0) // 16 * 16
     if rule.left is not None:
-        end = tl.minimum(end, col0 + BLOCK_N - diagonal + rule.left)
-        full_first = end
-    elif rule.right is not None:
-        full_first = tl.maximum(col0 + BLOCK_N - 1 - diagonal - rule.right, 0)
-        full_first = tl.minimum(tl.cdiv(full_first, BLOCK_M) * BLOCK_M, end)
-    else:
-        full_first = first
-    return first, full_first, end
+        end = tl.minimum(end, diagonal + BLOCK_N + rule.left)
+    return first, end

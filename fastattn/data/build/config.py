@@ -1,0 +1,204 @@
+"""What a build is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastattn.data.readers import ReadOptions
+from fastattn.data.readers.lines import check_encoding
+from fastattn.data.tasks import COLUMNS, Layout, check_task
+from fastattn.errors import DataError
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Settings of :func:`fastattn.data.build.build`. ``check`` raises a DataError for a bad one.
+
+    Args:
+        sources: files, folders, data sets of the Hub, or "imdb"; "test=FILE" says which split.
+        output: the folder to make.
+        task: one of :data:`fastattn.data.tasks.TASKS`.
+        columns: {"text": "review"}: the task's column and the source's.
+        labels: {"0": "negative"}: new names for classes or tags.
+        label_columns: for multilabel tables, columns of 0 and 1.
+        label_separator: for multilabel tables, between the labels of a cell.
+        group_column: rows with the same value there stay in one split.
+        plain_tags: tags are classes of single tokens, not IOB2.
+        encoding: of text files; "auto" takes UTF-8 and detects others if there is no doubt.
+        delimiter, quotes: of CSV and TSV files.
+        token_column, tag_column: of CoNLL files.
+        whole_files: each text file is one text.
+        bad_rows: "stop" at a row that cannot be read or used, or "reject" it and go on.
+        repair: put mojibake and decomposed characters right.
+        min_words, max_words: of a text; others are rejected.
+        near_duplicates: "group" keeps them in one split, "drop" keeps one of them, "keep" does
+            not look for them.
+        similarity: from which share of common 5-grams of characters texts are near-duplicates.
+        suspects: "flag" labels that a simple model finds unlikely, "drop" their rows, or "off".
+        validation_size, test_size: a number of rows or a share. None: a tenth, at most 5,000, if
+            the source does not bring the split.
+        seed: another number, another split.
+        balance: "none", "downsample" or "upsample" the classes of the training split.
+        augment: varied copies of each training row.
+        format: of the splits, "jsonl" or "parquet".
+        tokenizer: for the lengths in the report; "minilm-l6", a folder or a name on the Hub.
+        max_length: tokens after which training will cut a text, for the report.
+        overwrite: replace a data set that a build made there.
+        progress: show a progress bar.
+    """
+
+    sources: Sequence[str]
+    output: str
+    task: str = "classification"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    label_columns: Sequence[str] = ()
+    label_separator: str = "|"
+    group_column: str | None = None
+    plain_tags: bool = False
+    encoding: str = AUTO
+    delimiter: str | None = None
+    quotes: bool = True
+    token_column: int = 0
+    tag_column: int = -1
+    whole_files: bool = False
+    bad_rows: str = "stop"
+    repair: bool = True
+    min_words: int = 1
+    max_words: int | None = None
+    near_duplicates: str = "group"
+    similarity: float = 0.8
+    suspects: str = "flag"
+    validation_size: float | None = None
+    test_size: float | None = None
+    seed: int = 0
+    balance: str = "none"
+    augment: int = 0
+    format: str = "jsonl"
+    tokenizer: str = "minilm-l6"
+    max_length: int = 512
+    overwrite: bool = False
+    progress: bool = True
+
+    @property
+    def layout(self) -> Layout:
+        """Where the rows keep what the task needs."""
+        return Layout(
+            self.columns, self.labels, self.label_separator, self.label_columns, self.plain_tags
+        )
+
+    def read_options(self, encoding: str) -> ReadOptions:
+        """Returns how a file of this encoding is read."""
+        return ReadOptions(
+            encoding,
+            self.delimiter,
+            self.quotes,
+            self.token_column,
+            self.tag_column,
+            self.whole_files,
+        )
+
+    def check(self) -> None:
+        """Raises a DataError that names the first setting that breaks its rule."""
+        check_task(self.task)
+        if not self.sources:
+            raise _error("sources", "name at least one file, folder or data set", "none")
+        for name, allowed, rule in _RULES:
+            value = getattr(self, name)
+            if not allowed(value):
+                raise _error(name, rule, repr(value))
+        for name in self.columns:
+            if name not in COLUMNS[self.task]:
+                raise _error(
+                    "column",
+                    f"name one of the columns {', '.join(COLUMNS[self.task])} of "
+                    f"the task {self.task}",
+                    repr(name),
+                )
+        if self.encoding != AUTO:
+            check_encoding(self.encoding)
+        self._check_task_options()
+
+    def _check_task_options(self) -> None:
+        served = {
+            "label_columns": ("multilabel",),
+            "balance": ("classification",),
+            "augment": ("classification", "multilabel"),
+            "plain_tags": ("token",),
+        }
+        default = {x.name: x.default for x in dataclasses.fields(self)}
+        for name, tasks in served.items():
+            value = getattr(self, name)
+            if value != default[name] and self.task not in tasks:
+                raise _error(
+                    name, f"be left out unless the task is {' or '.join(tasks)}", repr(value)
+                )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the settings that decide what is built, as plain values."""
+        left_out = ("sources", "output", "overwrite", "progress")
+        settings = {x.name: getattr(self, x.name) for x in dataclasses.fields(self)}
+        plain = {Mapping: dict, Sequence: list}
+        return {
+            name: next(
+                (
+                    make(value)
+                    for kind, make in plain.items()
+                    if isinstance(value, kind) and not isinstance(value, str)
+                ),
+                value,
+            )
+            for name, value in settings.items()
+            if name not in left_out
+        }
+
+
+def _error(name: str, rule: str, got: str) -> DataError:
+    return DataError(
+        f"data build: {name} must {rule}; got {got}. Set it with --{name.replace('_', '-')}."
+    )
+
+
+def _whole(low: int) -> Callable[[Any], bool]:
+    return lambda x: isinstance(x, int) and not isinstance(x, bool) and low <= x < 2**32
+
+
+def _one_of(*words: str) -> tuple[Callable[[Any], bool], str]:
+    quoted = ", ".join(f'"{word}"' for word in words)
+    return lambda x: x in words, f"be one of {quoted}"
+
+
+def _size(value: Any) -> bool:
+    if value is None:
+        return True
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return False
+    return 0 <= value < 1 or (value >= 1 and float(value).is_integer())
+
+
+_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("min_words", _whole(0), "be a whole number of at least 0"),
+    ("max_words", lambda x: x is None or _whole(1)(x), "be a whole number of at least 1"),
+    ("max_length", _whole(4), "be a whole number of at least 4"),
+    ("seed", _whole(0), "be a whole number of at least 0"),
+    (
+        "augment",
+        lambda x: _whole(0)(x) and x <= 20,
+        "be a whole number of copies from 0 to 20",
+    ),
+    ("similarity", lambda x: 0.5 <= x <= 1, "be between 0.5 and 1"),
+    ("validation_size", _size, "be a whole number of rows, or a share below 1"),
+    ("test_size", _size, "be a whole number of rows, or a share below 1"),
+    ("bad_rows", *_one_of("stop", "reject")),
+    ("near_duplicates", *_one_of("group", "drop", "keep")),
+    ("suspects", *_one_of("flag", "drop", "off")),
+    ("balance", *_one_of("none", "downsample", "upsample")),
+    ("format", *_one_of("jsonl", "parquet")),
+    ("label_separator", lambda x: isinstance(x, str) and x != "", "be at least one character"),
+)

@@ -1,0 +1,160 @@
+"""The output folder: it appears whole, or not at all.
+
+Everything is written into ``.NAME.partial`` beside it, which is renamed at the end. A build that is
+killed leaves that folder behind, and the next build to the same place removes it; a lock keeps two
+builds from sharing it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastattn.data.built import DATASET_FILE, REJECTS_FILE, REPORT_FILE, REPORT_PAGE, is_built
+from fastattn.errors import DataError
+
+_OWN = {DATASET_FILE, REPORT_FILE, REPORT_PAGE, REJECTS_FILE}
+WORK = "work"  # the working table and other files that are gone in the end
+
+
+def recover(output: Path) -> None:
+    """Puts back a data set that was being replaced at the moment its build was killed."""
+    before = _before(output)
+    if before.is_dir() and not output.exists():
+        before.rename(output)
+
+
+def _before(output: Path) -> Path:
+    output = output.absolute()
+    return output.with_name(f".{output.name}.before")
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raises a DataError unless a build may write there; writes nothing."""
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise DataError(
+            f"data build: output must be a folder; got {output}, which is something else. "
+            "Choose another with --output."
+        )
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if not is_built(output):
+        raise DataError(
+            f"data build: output must be a new or empty folder; got {output}, which holds files "
+            "that no build has written. Choose another with --output."
+        )
+    if not overwrite:
+        raise DataError(
+            f"data build: output must be a new or empty folder; got {output}, which holds a data "
+            "set. Choose another with --output, or replace it with --overwrite."
+        )
+    foreign = sorted({entry.name for entry in output.iterdir()} - _own_names(output))
+    if foreign:
+        raise DataError(
+            f"data build: output must hold nothing but a data set to be replaced; got {output} "
+            f"with {', '.join(foreign[:5])}. Move that away, or choose another folder."
+        )
+
+
+def _own_names(output: Path) -> set[str]:
+    content = json.loads((output / DATASET_FILE).read_text(encoding="utf-8"))
+    return _OWN | set(content.get("files", {}).values())
+
+
+@contextmanager
+def staging(output: Path) -> Iterator[Path]:
+    """Yields the folder to write to. Without an exception it becomes the output folder.
+
+    Raises:
+        DataError: nothing can be written there, the disk is full, or another build is at work.
+    """
+    output = output.absolute()
+    folder = output.with_name(f".{output.name}.partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise _not_writable(output, error) from error
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"data build: output must be written by one build at a time; got {output}, where "
+                "another is at work. Wait for it, or choose another folder."
+            ) from None
+        try:
+            _empty(folder)  # what a killed build has left
+            (folder / WORK).mkdir()
+            yield folder
+            shutil.rmtree(folder / WORK)
+            _publish(folder, output)
+        except BaseException as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if _is_disk_error(error):
+                raise _not_writable(output, error) from error
+            raise
+    finally:
+        os.close(lock)
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _publish(folder: Path, output: Path) -> None:
+    """Puts the folder in the place of the output."""
+    for file in folder.iterdir():
+        _to_disk(file)
+    _to_disk(folder)
+    before = _before(output)
+    if output.exists():
+        if before.exists():
+            shutil.rmtree(before)
+        output.rename(before)
+    try:
+        folder.rename(output)
+    except OSError:
+        if before.exists():
+            before.rename(output)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def _is_disk_error(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _DISK_ERRORS
+    # SQLite's words, where it cannot write its file.
+    return type(error).__module__ == "sqlite3" and any(
+        words in str(error) for words in ("disk is full", "disk I/O error", "readonly")
+    )
+
+
+def _not_writable(output: Path, error: BaseException) -> DataError:
+    why = getattr(error, "strerror", None) or error
+    return DataError(
+        f"data build: output must be a folder that can be written to; got {output} ({why}). "
+        "Nothing was written. Make room, or choose another with --output."
+    )

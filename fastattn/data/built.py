@@ -1,0 +1,71 @@
+"""The folder that ``fastattn data build`` makes, for those who read it.
+
+train.jsonl, validation.jsonl, test.jsonl (or .parquet)   the rows, see fastattn.data.tasks
+dataset.json     task, label names, counts, settings, sources with their hashes
+report.html, report.json    what was found and done
+rejects.jsonl    every row that is in no split: file, row, reason, detail, content
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastattn.data.readers import find_files, read_any_rows, strict
+from fastattn.errors import DataError
+
+DATASET_FILE = "dataset.json"
+REPORT_FILE = "report.json"
+REPORT_PAGE = "report.html"
+REJECTS_FILE = "rejects.jsonl"
+FORMAT = "fastattn-dataset"
+VERSION = 1
+
+
+def is_built(folder: Path) -> bool:
+    """Whether a folder is a data set that a build has made."""
+    try:
+        content = json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """Returns what dataset.json holds.
+
+    Raises:
+        DataError: the folder is no built data set, or one of a later version.
+    """
+    folder = Path(folder).expanduser()
+    if not is_built(folder):
+        raise DataError(
+            f"data: the folder must be one that `fastattn data build` made; got {str(folder)!r}, "
+            f"which has no {DATASET_FILE} of its kind. Build it first."
+        )
+    content = json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))
+    if content.get("version") != VERSION:
+        raise DataError(
+            f"data: {DATASET_FILE} must be of version {VERSION}; got {content.get('version')!r} in "
+            f"{str(folder)!r}. Use a newer fastattn, or build the data set again."
+        )
+    return dict(content)
+
+
+def read_split(folder: str | Path, split: str) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a split of a built data set, exactly and in their order.
+
+    Raises:
+        DataError: the data set has no such split, or its file is damaged.
+    """
+    content = read_description(folder)
+    if split not in content["files"]:
+        raise DataError(
+            f"data: the data set {str(folder)!r} must have a {split} split; got "
+            f"{', '.join(content['files'])}. Build it again with --{split}-size."
+        )
+    for file in find_files(Path(folder).expanduser() / content["files"][split]):
+        for record in strict(read_any_rows(file, content["task"])):
+            yield record.fields

@@ -1,0 +1,50 @@
+"""Rows of Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fastattn.data.readers.record import BadRow, ReadOptions, Record
+from fastattn.errors import DataError
+
+_BATCH = 1024  # rows decoded at once
+
+
+def read_parquet(
+    path: Path, name: str, options: ReadOptions, required: Sequence[str] = ()
+) -> Iterator[Record | BadRow]:
+    """Yields the rows.
+
+    Raises:
+        DataError: it is no Parquet file, or lacks a column of ``required``.
+        ImportError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(
+            f"data: pyarrow must be installed to read {name}; got none. "
+            "Run `pip install 'fastattn[data]'`."
+        ) from error
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            missing = [column for column in required if column not in columns]
+            if missing:
+                raise DataError(
+                    f"data: {name} must have a column {missing[0]!r}; got none. Its columns are: "
+                    f"{', '.join(columns)}. Name the one that is meant with "
+                    f"--column {missing[0]}=COLUMN."
+                )
+            number = 0
+            for batch in file.iter_batches(batch_size=_BATCH):
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield Record(name, number, fields)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"data: {name} must be a Parquet file; got one that is not ({error}). "
+            "Check that it is whole."
+        ) from error

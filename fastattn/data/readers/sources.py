@@ -1,0 +1,125 @@
+"""Which files a source is made of, and what their names and folders say about their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from fastattn.errors import DataError
+
+# Names under which the sets of a folder, or of a data set of the Hub, are looked for.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+SUFFIXES = (
+    *(".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet"),
+    *(".conll", ".iob", ".iob2", ".bio", ".txt"),
+)
+
+
+class SourceFile(NamedTuple):
+    """One file with rows."""
+
+    path: Path
+    name: str  # for messages and reports: the same on every machine
+    split: str | None = None  # "train", "validation" or "test" if its name or folder says so
+    label: str | None = None  # the folder of a text file, where folders are classes
+    whole_file: bool = False  # the file is one text
+
+
+def split_of(name: str) -> str | None:
+    """Returns the split that a name stands for, None if it stands for none."""
+    return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
+
+
+def find_files(source: str | Path, split: str | None = None) -> list[SourceFile]:
+    """Returns the files of a source, in alphabetical order.
+
+    Args:
+        source: a file, or a folder. In a folder, files and folders named ``train``,
+            ``validation`` (``valid``, ``val``, ``dev``) or ``test`` are those splits, and
+            a folder of text files is a class of its name, as in ``train/pos/7.txt``. Text files
+            beside no other data are texts without a label. Names that begin with a dot are not
+            read, nor are files of other kinds.
+        split: what all of it is, if the caller knows.
+
+    Raises:
+        DataError: it is not there, there is nothing in it to read, or the splits are unclear.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        _check_suffix(path)
+        return [SourceFile(path, path.name, split or split_of(path.stem))]
+    if not path.is_dir():
+        raise DataError(
+            f"data: a source must be a file or folder that exists; got {str(source)!r}. "
+            "Check the path."
+        )
+    found = list(_in_folder(path, path.resolve().name, split))
+    if not found:
+        there = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "an empty folder"
+        raise DataError(
+            f"data: the folder {source} must hold files with rows ({', '.join(SUFFIXES)}); got "
+            f"{there}. Check that it is the right folder."
+        )
+    _check_one_meaning(found, source)
+    return found
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(
+            f"data: a file must be one of {', '.join(SUFFIXES)}; got {path.name!r}. "
+            "Convert it to one of these."
+        )
+
+
+def _in_folder(folder: Path, name: str, split: str | None) -> Iterator[SourceFile]:
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    files = [entry for entry in entries if entry.is_file() and _is_data(entry)]
+    tables = [file for file in files if file.suffix.lower() != ".txt"]
+    named = [file for file in files if split_of(file.stem)]
+    # Beside train.csv, a README.txt or labels.csv holds no rows.
+    for file in named or tables:
+        yield SourceFile(file, f"{name}/{file.name}", split or split_of(file.stem))
+    if named or tables:
+        return
+    for file in files:
+        yield SourceFile(file, f"{name}/{file.name}", split, whole_file=True)
+    for entry in entries:
+        if entry.is_dir():
+            yield from _in_subfolder(entry, f"{name}/{entry.name}", split)
+
+
+def _in_subfolder(folder: Path, name: str, split: str | None) -> Iterator[SourceFile]:
+    own = split_of(folder.name) if split is None else None
+    if own:
+        yield from _in_folder(folder, name, own)
+        return
+    for file in sorted(folder.rglob("*.txt")):
+        inner = file.relative_to(folder).as_posix()
+        if file.is_file() and not any(part.startswith(".") for part in Path(inner).parts):
+            yield SourceFile(file, f"{name}/{inner}", split, folder.name, whole_file=True)
+
+
+# What people put beside their texts.
+_NOT_ROWS = ("readme", "license", "licence", "notice", "dataset_info", "dataset")
+
+
+def _is_data(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and file.stem.lower() not in _NOT_ROWS
+
+
+def _check_one_meaning(files: list[SourceFile], source: str | Path) -> None:
+    """Raises a DataError where some files are a split and others are not."""
+    with_split = [file for file in files if file.split]
+    without = [file for file in files if not file.split]
+    if with_split and without:
+        raise DataError(
+            f"data: either all or no files of {source} must be named for a split; got "
+            f"{with_split[0].name} and {without[0].name}. Give the files one by one, as in "
+            "train=FILE."
+        )
