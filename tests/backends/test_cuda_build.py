@@ -125,7 +125,7 @@ def test_products_of_warpgroups_run_asynchronously(disassembly):
     for text in found:
         products = len(re.findall(r"\bHGMMA\.", text))
         waits = len(re.findall(r"WARPGROUP\.DEPBAR", text))
-        assert products >= 4 * waits > 0
+        assert products > 2 * waits > 0
         assert re.search(r"\bHMMA\.", text) is None
 
 
