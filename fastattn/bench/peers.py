@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import fastattn
-from fastattn.backends.cuda import CUDA, EMULATED
+from fastattn.backends.cuda import CUDA, EMULATED, HOPPER
 from fastattn.bench.memory import available_bytes, eager_attention
 from fastattn.bench.problem import Attend, Problem
 
@@ -66,10 +66,11 @@ class Implementation(NamedTuple):
 
 def ours(problem: Problem) -> dict[str, Implementation]:
     """Returns fastattn: packed, if there is padding, as a patched model removes it once for all
-    layers. On a GPU both of our backends; without one, "cuda" stands for its emulator.
+    layers. On a GPU each of our backends; without one, "cuda" stands for its emulator.
     """
     if problem.device.type != "cpu":
-        return {f"fastattn-{name}": _ours(problem, name) for name in (CUDA.NAME, "triton")}
+        names = (CUDA.NAME, "triton", HOPPER.NAME)
+        return {f"fastattn-{name}": _ours(problem, name) for name in names}
     if problem.case.dtype == "float16" and EMULATED.unavailable_reason() is None:
         return {f"fastattn-{EMULATED.NAME}": _ours(problem, EMULATED.NAME)}
     return {"fastattn": _ours(problem, None)}
