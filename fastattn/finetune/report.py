@@ -121,8 +121,7 @@ def _choosing(config: FinetuneConfig, task: Task, data: TaskData) -> list[str]:
     if config.label_smoothing > 0:
         extras.append(f"labels smoothed by {config.label_smoothing:g}")
     if config.augment > 0:
-        altered = config.augment * len(data.train)
-        extras.append(f"{altered:,} altered copies of the training {task.examples}")
+        extras.append(f"{config.augment} altered copies of each training text")
     lines = [", ".join(extras)] if extras else []
     if data.validation:
         metric = task.metric.replace("_", " ")

@@ -17,9 +17,9 @@ from rich.console import Console
 from transformers import Trainer, set_seed
 
 from fastattn import environment
+from fastattn.data.augment import augment
 from fastattn.finetune import card, curves, distributed, report
 from fastattn.finetune import model as models
-from fastattn.finetune.augment import augment
 from fastattn.finetune.compare import compare_steps
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.distributed import Processes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
+from fastattn.data.augment import augment
 from fastattn.finetune import FinetuneConfig, FinetuneResult, finetune
 from fastattn.finetune import curves as curves_module
-from fastattn.finetune.augment import alter, augment
 from fastattn.finetune.card import CARD_FILE
 from fastattn.finetune.run import _check_task, evaluate_saved
 from fastattn.finetune.tasks.classification import Classification
@@ -155,16 +154,15 @@ def test_altered_copies(config: FinetuneConfig) -> None:
     text = "this is not a film that anybody should ever miss , and I did n't like it at all " * 3
     rows = [{"text": text, "label": 1}, {"text": "no", "label": 0}]
     altered = augment(rows, "text", 2, seed=0)
-    assert altered[:2] == rows and [row["label"] for row in altered] == [1, 0] * 3
+    # A single word has nothing to alter.
+    assert altered[:2] == rows and [row["label"] for row in altered[2:]] == [1, 1]
     assert altered == augment(rows, "text", 2, seed=0) != augment(rows, "text", 2, seed=1)
-    copies = [row["text"].split() for row in altered[2::2]]
+    copies = [row["text"].split() for row in altered[2:]]
     assert copies[0] != copies[1]
     for words in copies:
         assert 0.7 * len(text.split()) < len(words) <= len(text.split())
         assert set(words) <= set(text.split())
         assert [words.count(word) for word in ("not", "n't")] == [3, 3]
-    assert altered[3]["text"] == "no"
-    assert alter("gone", random.Random(3)) == "gone"
 
 
 def test_only_the_training_set_is_augmented(config: FinetuneConfig, tmp_path: Path) -> None:
