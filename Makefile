@@ -83,7 +83,7 @@ build: ## Recompile what changed in csrc, in place, warnings as errors
 	  $(BIN)/python setup.py -q build_ext --inplace
 	@touch $(DEMO_READY) $(DEV_READY)
 
-bench: $(DEV_READY) ## Run the benchmarks; options: ARGS="-k dropout"
+bench: $(DEV_READY) ## Run the quick benchmarks, store JSON; options: ARGS="-k dropout"
 	$(BIN)/python -m pytest -q bench --benchmark-columns=median,min,max,rounds $(ARGS)
 
 gpu: ## On a machine with a GPU: build for it, test, record, benchmark; options: ARGS=--quick

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from fastattn.bench import results
+from fastattn.bench import kinds, results
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -46,7 +46,7 @@ def steps(quick: bool, folder: Path) -> dict[str, list[str]]:
     if sanitizer is not None:
         for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
             found[tool] = [sanitizer, "--tool", tool, "--error-exitcode", "1", *SMALL]
-    for kind in ("attention", "bert"):
+    for kind in kinds.kinds_of("cuda"):
         bench = [*FASTATTN, "bench", kind, "--device", "cuda"]
         found[f"bench {kind}"] = [*bench, "--quick"] if quick else bench
         if kind == "attention":

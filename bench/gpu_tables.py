@@ -33,8 +33,7 @@ from torch import Tensor
 import fastattn
 from fastattn.backends.cuda import order
 from fastattn.backends.triton import config, target
-from fastattn.bench.gpu import event_times
-from fastattn.bench.timing import interleave
+from fastattn.bench.timing import ByEvents, by_clock, interleave
 
 TOKENS, WIDTH = 1 << 17, 768  # of a batch; num_heads * head_dim
 SEQLENS = (128, 512)  # one of each class of config.SEQLENS
@@ -152,7 +151,8 @@ def fastest(
         return run
 
     calls = {str(index): with_sizes(x) for index, x in enumerate(sizes)}
-    times = event_times(calls, rounds) if device() == "cuda" else interleave(calls, rounds)
+    stopwatch = ByEvents() if device() == "cuda" else by_clock
+    times = interleave(calls, rounds, warmup=3, stopwatch=stopwatch)
     medians = {name: statistics.median(values) for name, values in times.items()}
     best = min(medians, key=lambda name: medians[name])
     return sizes[int(best)], medians[best]

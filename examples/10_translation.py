@@ -1,6 +1,6 @@
 """Teach a small encoder-decoder to translate, then let it translate a new sentence.
 
-python examples/10_translation.py                            # two minutes on two cores
+python examples/10_translation.py                            # minutes on two cores
 python examples/10_translation.py --data pairs.tsv --model Helsinki-NLP/opus-mt-en-de
 """
 

@@ -1,6 +1,6 @@
 """Train a small ESM to tell antimicrobial peptides from other proteins, then ask it about one.
 
-python examples/11_protein_sequences.py                      # two minutes on two cores
+python examples/11_protein_sequences.py                      # minutes on two cores
 python examples/11_protein_sequences.py --model facebook/esm2_t6_8M_UR50D
 """
 

@@ -15,7 +15,7 @@ import torch
 import fastattn
 from fastattn import backends, testing
 from fastattn.backends import triton
-from fastattn.backends.cuda import CUDA, EMULATED
+from fastattn.backends.cuda import CUDA, EMULATED, EMULATED_HOPPER, HOPPER
 
 
 class Result(NamedTuple):
@@ -40,13 +40,14 @@ _CASES: tuple[tuple[str, list[int], dict[str, Any]], ...] = (
 )
 _DTYPES = (torch.float32, torch.bfloat16)
 _CUDA_DTYPES = (torch.float16, torch.bfloat16)
+_GPU_NAMES = (CUDA.NAME, HOPPER.NAME)
 
 
 def _device_of(name: str) -> str:
     """Where the tensors of a backend lie."""
     if name == triton.NAME:
         return "cuda" if torch.cuda.is_available() else "xpu"
-    return "cuda" if name == CUDA.NAME else "cpu"
+    return "cuda" if name in _GPU_NAMES else "cpu"
 
 
 def run() -> Iterator[Result]:
@@ -56,12 +57,12 @@ def run() -> Iterator[Result]:
         reason = None if name == backends.REFERENCE else backends.get(name).unavailable_reason()
         if name == triton.NAME and triton.INTERPRETED:
             reason = "TRITON_INTERPRET is set, which is for tests"
-        if name == EMULATED.NAME and reason is None:
+        if name in (EMULATED.NAME, EMULATED_HOPPER.NAME) and reason is None:
             reason = "it is for tests"
         if reason is not None:
             yield Result(f"{name} backend", None, reason)
             continue
-        dtypes = _CUDA_DTYPES if name == CUDA.NAME else _DTYPES
+        dtypes = _CUDA_DTYPES if name in _GPU_NAMES else _DTYPES
         for dtype in dtypes:
             kind = str(dtype).removeprefix("torch.")
             refused = backends.unsupported_reasons(

@@ -19,7 +19,7 @@ if HAS_TRITON and not torch.cuda.is_available():
 
 from fastattn import testing  # noqa: E402
 from fastattn.backends import cpu, triton  # noqa: E402
-from fastattn.backends.cuda import EMULATED  # noqa: E402
+from fastattn.backends.cuda import EMULATED, EMULATED_HOPPER  # noqa: E402
 from fastattn.errors import BackendError  # noqa: E402
 
 # Repeatable: no example depends on the day, and a slow machine is not a failure.
@@ -34,6 +34,8 @@ if triton.INTERPRETED:
     BACKENDS.append(triton.NAME)
 EMULATED_NAMES = [EMULATED.NAME] if EMULATED.unavailable_reason() is None else []
 BACKENDS += EMULATED_NAMES
+if EMULATED_HOPPER.unavailable_reason() is None:
+    BACKENDS.append(EMULATED_HOPPER.NAME)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,11 +45,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Triton's interpreter takes about a second for a call with its gradients, so by default it gets a
-# sample of the cases of each test. The emulator of CUDA takes a tenth of that, and gets all.
+# sample of the cases of each test. The emulator of CUDA takes a tenth of that, and gets all; the
+# kernels for Hopper share much with the others and have tests of their own, and get a sample.
 ALL_TRITON_CASES = os.environ.get("FASTATTN_TEST_ALL_TRITON", "0") not in ("", "0")
-TRITON_SAMPLE = 10
+SAMPLES = {triton.NAME: 10, EMULATED_HOPPER.NAME: 10}
 # Element types that they refuse; refusals have their own tests.
-REFUSED = {triton.NAME: {torch.float64}, EMULATED.NAME: {torch.float32, torch.float64}}
+REFUSED = {
+    triton.NAME: {torch.float64},
+    EMULATED.NAME: {torch.float32, torch.float64},
+    EMULATED_HOPPER.NAME: {torch.float32, torch.float64},
+}
 # Tests of float64 that do not say so in a parameter.
 FLOAT64_TESTS = (
     "test_gradcheck",
@@ -93,12 +100,13 @@ def _sample(cases: list[pytest.Item]) -> list[pytest.Item]:
         for case in cases
         if not _is_refused(case, backend) and not case.name.startswith(FLOAT64_TESTS)
     ]
-    if ALL_TRITON_CASES or backend == EMULATED.NAME:
+    if backend not in SAMPLES or (ALL_TRITON_CASES and backend == triton.NAME):
         return served
-    if any(hasattr(getattr(case, "function", None), "hypothesis") for case in served):
+    hypothetical = any(hasattr(getattr(case, "function", None), "hypothesis") for case in served)
+    if hypothetical and backend == triton.NAME:
         return []  # dozens of calls in one test; tests/backends/test_triton.py has fewer
     # A step that has no divisor in common with the number of dtypes meets all of them.
-    step = next(step for step in (1, 5, 7, 11, 13, 17) if len(served) <= step * TRITON_SAMPLE)
+    step = next(step for step in (1, 5, 7, 11, 13, 17) if len(served) <= step * SAMPLES[backend])
     return served[::step]
 
 
@@ -108,7 +116,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Any:
     try:
         return (yield)
     except BackendError as error:
-        if _backend_of(pyfuncitem) != EMULATED.NAME:
+        if _backend_of(pyfuncitem) not in (EMULATED.NAME, EMULATED_HOPPER.NAME):
             raise
         pytest.skip(str(error))
 
@@ -128,7 +136,7 @@ def num_threads() -> Iterator[None]:
 
 def _use(name: str) -> Iterator[str]:
     """Forces the instruction set of "cpu-<instruction set>"; yields the backend's name."""
-    if name == EMULATED.NAME:
+    if name in (EMULATED.NAME, EMULATED_HOPPER.NAME):
         testing.default_dtype = torch.float16
         yield name
         testing.default_dtype = torch.float32

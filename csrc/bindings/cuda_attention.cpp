@@ -2,6 +2,9 @@
 #include "bindings/attention.h"
 #include "bindings/cuda.h"
 #include "cuda/attention.h"
+#ifdef FASTATTN_HOPPER
+#include "hopper/attention.h"
+#endif
 
 namespace fastattn::bindings {
 namespace {
@@ -23,9 +26,9 @@ void read_inputs(Buffers& buffers, size_t bytes, const View& q, const View& k, c
   buffers.reads("seed", std::get<5>(options), sizeof(int64_t));
 }
 
-void cuda_attention_fwd(const std::string& dtype, const View& out, const View& lse, const View& q,
-                        const View& k, const View& v, const DeviceOptions& options,
-                        uintptr_t stream) {
+template <void (*kRun)(const AttentionParams&, void*)>
+void attention_fwd(const std::string& dtype, const View& out, const View& lse, const View& q,
+                   const View& k, const View& v, const DeviceOptions& options, uintptr_t stream) {
   const AttentionParams params = fwd_params(dtype, out, lse, q, k, v, options);
   const size_t bytes = bytes_of(dtype);
   Buffers buffers;
@@ -33,14 +36,15 @@ void cuda_attention_fwd(const std::string& dtype, const View& out, const View& l
   buffers.writes("out", out, bytes);
   buffers.writes("lse", lse, sizeof(float));
   const py::gil_scoped_release release;
-  cuda::attention_fwd(params, reinterpret_cast<void*>(stream));
+  kRun(params, reinterpret_cast<void*>(stream));
 }
 
-void cuda_attention_bwd(const std::string& dtype, const View& dq, const View& dk, const View& dv,
-                        const OptionalView& dbias, const View& delta, const View& dout,
-                        const OptionalView& dlse, const View& q, const View& k, const View& v,
-                        const View& out, const View& lse, const DeviceOptions& options,
-                        uintptr_t stream) {
+template <void (*kRun)(const AttentionBwdParams&, void*)>
+void attention_bwd(const std::string& dtype, const View& dq, const View& dk, const View& dv,
+                   const OptionalView& dbias, const View& delta, const View& dout,
+                   const OptionalView& dlse, const View& q, const View& k, const View& v,
+                   const View& out, const View& lse, const DeviceOptions& options,
+                   uintptr_t stream) {
   AttentionBwdParams params =
       bwd_params(dtype, dq, dk, dv, dbias, dout, dlse, q, k, v, out, lse, options);
   params.delta = row_stats_ref(delta, sizes(q));
@@ -57,15 +61,20 @@ void cuda_attention_bwd(const std::string& dtype, const View& dq, const View& dk
   buffers.writes("dv", dv, bytes);
   buffers.writes("dbias", dbias, sizeof(float));
   const py::gil_scoped_release release;
-  cuda::attention_bwd(params, reinterpret_cast<void*>(stream));
+  kRun(params, reinterpret_cast<void*>(stream));
 }
 
 }  // namespace
 
 void register_cuda_attention(py::module_& m) {
-  m.def("cuda_attention_fwd", &cuda_attention_fwd);
-  m.def("cuda_attention_bwd", &cuda_attention_bwd);
+  m.def("cuda_attention_fwd", &attention_fwd<cuda::attention_fwd>);
+  m.def("cuda_attention_bwd", &attention_bwd<cuda::attention_bwd>);
   m.attr("cuda_max_head_dim") = cuda::kMaxHeadDim;
+#ifdef FASTATTN_HOPPER
+  m.def("hopper_attention_fwd", &attention_fwd<cuda::hopper_attention_fwd>);
+  m.def("hopper_attention_bwd", &attention_bwd<cuda::hopper_attention_bwd>);
+  m.attr("hopper_max_head_dim") = cuda::kHopperMaxHeadDim;
+#endif
 }
 
 }  // namespace fastattn::bindings

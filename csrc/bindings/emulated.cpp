@@ -58,6 +58,7 @@ py::dict counters() {
   named["launches"] = counts.launches;
   named["blocks"] = counts.blocks;
   named["mma"] = counts.mma;
+  named["wgmma"] = counts.wgmma;
   named["ldmatrix"] = counts.ldmatrix;
   named["ldmatrix_conflicts"] = counts.ldmatrix_conflicts;
   named["lds"] = counts.lds;
@@ -68,6 +69,7 @@ py::dict counters() {
   named["sync_threads"] = counts.sync_threads;
   named["named_barriers"] = counts.named_barriers;
   named["sync_warps"] = counts.sync_warps;
+  named["mbarrier_arrivals"] = counts.mbarrier_arrivals;
   named["cp_async"] = counts.cp_async;
   named["bytes_loaded"] = counts.bytes_loaded;
   named["bytes_stored"] = counts.bytes_stored;

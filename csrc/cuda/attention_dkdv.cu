@@ -38,7 +38,7 @@ struct KeyGrad {
   static constexpr int kWarpRows = 16 * kRowTiles;
   static constexpr uint32_t kRowBytes = SmemTile<kHeadDim>::kRowBytes;
   static constexpr uint32_t kTileBytes = kBlockM * kRowBytes;
-  static constexpr uint32_t kStatBytes = kBlockM * sizeof(float);
+  using Stats = SmemStats<kBlockM>;
   static constexpr uint32_t kStageBytes = 2 * kTileBytes;  // q and dout
   static constexpr uint32_t kKeyBytes = kBlockN * kRowBytes;
   // On their way to registers keys pass through what is later the second stage; those that stay in
@@ -47,7 +47,7 @@ struct KeyGrad {
   static constexpr uint32_t kValues = kKeys + kKeyBytes;
   static constexpr uint32_t kStats =
       kValues + kKeyBytes > 2 * kStageBytes ? kValues + kKeyBytes : 2 * kStageBytes;
-  static constexpr uint32_t kSmemBytes = kStats + 4 * kStatBytes;  // lse2 and delta of two stages
+  static constexpr uint32_t kSmemBytes = kStats + 2 * Stats::kBytes;
   static_assert(kBlockM <= Traits::kThreads, "a thread for each query's statistics");
   static_assert(kBlockN * kRowBytes <= kStats, "results leave through shared memory");
 
@@ -80,25 +80,7 @@ struct KeyGrad {
   }
   __device__ __forceinline__ static void store_stats(uint32_t smem, uint32_t stage,
                                                      const RowGrad& stats) {
-    const uint32_t i = thread_idx().x;
-    if (i >= kBlockM) return;
-    const uint32_t lse2 = smem + kStats + 2 * stage * kStatBytes + i * sizeof(float);
-    sts(lse2, stats.lse2);
-    sts(lse2 + kStatBytes, stats.delta);
-  }
-  // Those of the thread's queries among the 16 from row on.
-  __device__ __forceinline__ static TileGrad<true> read_stats(uint32_t smem, uint32_t stage,
-                                                              int row) {
-    TileGrad<true> tile;
-    FASTATTN_UNROLL
-    for (int n = 0; n < 2; ++n) {
-      const uint32_t lse2 = smem + kStats + 2 * stage * kStatBytes +
-                            (row + 8 * n + quad_col()) * static_cast<uint32_t>(sizeof(float));
-      const float2 x = lds<float2>(lse2), y = lds<float2>(lse2 + kStatBytes);
-      tile.rows[2 * n].lse2 = x.x, tile.rows[2 * n].delta = y.x;
-      tile.rows[2 * n + 1].lse2 = x.y, tile.rows[2 * n + 1].delta = y.y;
-    }
-    return tile;
+    Stats::store(smem + kStats + stage * Stats::kBytes, stats);
   }
 
   // What `rows` queries, from row0 on, give to the warp's keys, from col0 on. Sixteen queries at a
@@ -111,7 +93,7 @@ struct KeyGrad {
       float s[kRowTiles][2][4] = {}, dp[kRowTiles][2][4] = {};
       multiply_by_rows<T>(s, state.k, q);
       multiply_by_rows<T>(dp, state.v, dout);
-      const TileGrad<true> stats = read_stats(smem, stage, row);
+      const TileGrad<true> stats = Stats::read(smem + kStats + stage * Stats::kBytes, row);
       uint32_t p[kRowTiles][1][4], ds[kRowTiles][1][4];
       FASTATTN_UNROLL
       for (int m = 0; m < kRowTiles; ++m) {

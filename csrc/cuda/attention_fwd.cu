@@ -65,22 +65,12 @@ struct Forward {
       FASTATTN_UNROLL
       for (int k = 0; k < kBlockN / 16; ++k) {
         if (Traits::kMayDrop && dropout.is_on()) {
-          drop(s[m][2 * k], s[m][2 * k + 1], dropout, tile_row, keys.col0 + 16 * k);
+          dropout.drop(s[m][2 * k], s[m][2 * k + 1], tile_row, keys.col0 + 16 * k);
         }
         pack_left<T>(p[m][k], s[m][2 * k], s[m][2 * k + 1]);
       }
     }
     multiply_by_cols<T, kHeadDim>(state.acc, p, stage + kTileBytes);
-  }
-
-  __device__ __forceinline__ static void drop(float (&left)[4], float (&right)[4],
-                                              const Dropout& dropout, int row0, int col0) {
-    const DropoutDraws draws = dropout.draw</*kTransposed=*/false>(row0, col0);
-    FASTATTN_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      if (!draws.keeps(i, 0, dropout.threshold())) left[i] = 0.0f;
-      if (!draws.keeps(i, 1, dropout.threshold())) right[i] = 0.0f;
-    }
   }
 
   __device__ __forceinline__ static void store(State& state, const AttentionParams& params,

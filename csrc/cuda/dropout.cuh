@@ -22,6 +22,18 @@ struct DropoutDraws {
   }
 };
 
+// What is kept of kTiles tiles side by side: bit 8 * k + 4 * j + i is for accumulator i of column
+// half j of tile k. A register for 32 scores, where the draws take sixteen.
+template <int kTiles>
+struct KeptScores {
+  static_assert(kTiles <= 4, "the bits of a word");
+  uint32_t bits = ~0u;
+
+  __device__ __forceinline__ bool keeps(int k, int j, int i) const {
+    return (bits >> (8 * k + 4 * j + i) & 1) != 0;
+  }
+};
+
 class Dropout {
  public:
   __device__ __forceinline__ Dropout(const AttentionParams& params, const Sequence& sequence,
@@ -59,6 +71,35 @@ class Dropout {
       draws.words[2 + i] = first >> 16 | (second & 0xFFFF0000u);  // key g + 8
     }
     return draws;
+  }
+
+  // Drops weights of two 16 x 8 tiles side by side, the first of which begins at (row0, col0).
+  __device__ __forceinline__ void drop(float (&left)[4], float (&right)[4], int row0,
+                                       int col0) const {
+    const DropoutDraws draws = draw</*kTransposed=*/false>(row0, col0);
+    FASTATTN_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (!draws.keeps(i, 0, threshold_)) left[i] = 0.0f;
+      if (!draws.keeps(i, 1, threshold_)) right[i] = 0.0f;
+    }
+  }
+
+  // Of tiles side by side whose rows are 16 keys, from (row0, col0) on. Everything, if dropout is
+  // off.
+  template <int kTiles>
+  __device__ __forceinline__ KeptScores<kTiles> kept_transposed(int row0, int col0) const {
+    KeptScores<kTiles> kept;
+    if (!is_on()) return kept;
+    kept.bits = 0;
+    FASTATTN_UNROLL
+    for (int k = 0; k < kTiles; ++k) {
+      const DropoutDraws draws = draw</*kTransposed=*/true>(row0 + philox::kTile * k, col0);
+      FASTATTN_UNROLL
+      for (int i = 0; i < 8; ++i) {
+        if (draws.keeps(i % 4, i / 4, threshold_)) kept.bits |= 1u << (8 * k + i);
+      }
+    }
+    return kept;
   }
 
  private:

@@ -54,7 +54,27 @@ foreach(kernel IN LISTS cuda_kernels)
     VERBATIM)
   list(APPEND cuda_objects ${object})
 endforeach()
-file(MAKE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/cuda)
+file(MAKE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/cuda ${CMAKE_CURRENT_BINARY_DIR}/hopper)
+
+# Code that runs on compute capability 9.0 and on nothing later, beside that for sm_90.
+if(90 IN_LIST FASTATTN_CUDA_ARCHITECTURES)
+  foreach(kernel IN LISTS hopper_kernels)
+    set(source ${CMAKE_CURRENT_SOURCE_DIR}/${kernel})
+    set(object ${CMAKE_CURRENT_BINARY_DIR}/${kernel}.o)
+    set(command ${FASTATTN_NVCC} ${nvcc_flags} -gencode arch=compute_90a,code=sm_90a
+        -MD -MF ${object}.d -c ${source} -o ${object})
+    set(script ${CMAKE_CURRENT_SOURCE_DIR}/hopper/compile.cmake)
+    add_custom_command(
+      OUTPUT ${object}
+      COMMAND ${CMAKE_COMMAND} "-DCOMMAND=${command}" -P ${script}
+      DEPENDS ${source} ${script}
+      DEPFILE ${object}.d
+      COMMENT "Compiling ${kernel}"
+      VERBATIM)
+    list(APPEND cuda_objects ${object})
+  endforeach()
+  target_compile_definitions(_C PRIVATE FASTATTN_HOPPER)
+endif()
 
 find_package(Threads REQUIRED)
 set_property(SOURCE bindings/cuda_runtime.cpp

@@ -48,6 +48,34 @@ struct TileGrad {
   }
 };
 
+// Those of kRows queries in shared memory, for tiles whose columns are queries.
+template <int kRows>
+struct SmemStats {
+  static constexpr uint32_t kHalf = kRows * sizeof(float);
+  static constexpr uint32_t kBytes = 2 * kHalf;
+
+  // Each of the first kRows threads has one query's.
+  __device__ __forceinline__ static void store(uint32_t smem, const RowGrad& stats) {
+    const uint32_t i = thread_idx().x;
+    if (i >= kRows) return;
+    sts(smem + i * static_cast<uint32_t>(sizeof(float)), stats.lse2);
+    sts(smem + kHalf + i * static_cast<uint32_t>(sizeof(float)), stats.delta);
+  }
+  // Those of the thread's queries among the 16 from row on.
+  __device__ __forceinline__ static TileGrad<true> read(uint32_t smem, int row) {
+    TileGrad<true> tile;
+    FASTATTN_UNROLL
+    for (int n = 0; n < 2; ++n) {
+      const uint32_t lse2 =
+          smem + (row + 8 * n + quad_col()) * static_cast<uint32_t>(sizeof(float));
+      const float2 x = lds<float2>(lse2), y = lds<float2>(lse2 + kHalf);
+      tile.rows[2 * n].lse2 = x.x, tile.rows[2 * n].delta = y.x;
+      tile.rows[2 * n + 1].lse2 = x.y, tile.rows[2 * n + 1].delta = y.y;
+    }
+    return tile;
+  }
+};
+
 template <class Traits>
 struct ScoreGrad {
   const ScoreRule<Traits>& rule;
@@ -64,14 +92,25 @@ struct ScoreGrad {
     const bool drops = Traits::kMayDrop && dropout.is_on();
     DropoutDraws draws{};
     if (drops) draws = dropout.template draw<kTransposed>(row0, col0);
+    compute(s, dp, capped, stats, before_softcap,
+            [&](int n, int i) { return !drops || draws.keeps(i, n, dropout.threshold()); });
+  }
+
+  // The same, where keeps(n, i) says whether accumulator i of column half n is kept.
+  template <bool kTransposed, class Keeps>
+  __device__ __forceinline__ void compute(float (&s)[2][4], float (&dp)[2][4],
+                                          const float (&capped)[2][4],
+                                          const TileGrad<kTransposed>& stats, bool before_softcap,
+                                          const Keeps& keeps) const {
+    const bool scales = Traits::kMayDrop && dropout.is_on();
     FASTATTN_UNROLL
     for (int n = 0; n < 2; ++n) {
       FASTATTN_UNROLL
       for (int i = 0; i < 4; ++i) {
         const RowGrad& row = stats.of(n, i);
         const float p = rule.weight(s[n][i], row.lse2);
-        const bool keep = !drops || draws.keeps(i, n, dropout.threshold());
-        const float kept_dp = drops ? (keep ? dp[n][i] * keep_scale : 0.0f) : dp[n][i];
+        const bool keep = keeps(n, i);
+        const float kept_dp = scales ? (keep ? dp[n][i] * keep_scale : 0.0f) : dp[n][i];
         s[n][i] = keep ? p : 0.0f;
         dp[n][i] = p * (kept_dp - row.delta);
         if (before_softcap && rule.has_softcap()) dp[n][i] *= 1.0f - capped[n][i] * capped[n][i];

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <map>
 #include <mutex>
 #include <vector>
 
@@ -21,6 +22,7 @@ namespace fastattn::emulator {
 
 constexpr uint32_t kAllLanesMask = 0xffffffffu;
 constexpr int kNumBarriers = 16;
+constexpr int kGroupWarps = 4;  // of a warpgroup
 
 // What a thread can wait in.
 enum class Operation : uint8_t {
@@ -32,6 +34,11 @@ enum class Operation : uint8_t {
   kMma,
   kSyncThreads,
   kNamedBarrier,
+  kMbarrierWait,
+  kWgmma,
+  kWgmmaFence,
+  kWgmmaCommit,
+  kWgmmaWait,
 };
 
 const char* name_of(Operation operation);
@@ -59,6 +66,11 @@ struct Copy {
   Site site;
 };
 
+// Bytes of shared memory that a thread has written.
+struct Written {
+  uint32_t offset, bytes;
+};
+
 struct Thread {
   Fibre fibre;
   cuda::uint3 idx{};
@@ -69,6 +81,8 @@ struct Thread {
   // Asynchronous copies, the oldest first; group_ends are the lengths of `copies` at each commit.
   std::vector<Copy> copies;
   std::vector<size_t> group_ends;
+  // What it has written since its last fence_proxy_async.
+  std::vector<Written> unfenced;
 };
 
 // What the lanes of a warp hand to each other in one instruction.
@@ -84,6 +98,22 @@ struct Exchange {
   uint32_t bits;
 };
 
+// Sums of products under way, kept from the lanes until they wait for them.
+struct Accumulators {
+  std::array<float*, kWarpSize> where;
+  std::vector<std::array<float, 4>> values;  // by column tile, then by lane
+  int under_way = 0;                         // products that add to them
+};
+
+// A product that was issued; it reads shared memory when it is waited for.
+struct IssuedProduct {
+  Product product;
+  std::array<std::array<uint32_t, 4>, kWarpSize> a;  // the left factor, if in registers
+  float* key;                                        // of its accumulators: where lane 0's are
+  Clock clock;
+  Site site;
+};
+
 struct Warp {
   uint32_t alive = 0, runnable = 0;  // masks of lanes
   uint32_t arrived = 0;              // at the instruction below
@@ -96,6 +126,20 @@ struct Warp {
   std::array<Exchange, 2> exchanges;
   int turn = 0;
   AccessLog accesses;
+  // Products, the oldest first; product_ends are the lengths of `products` at each commit.
+  std::vector<IssuedProduct> products;
+  std::vector<size_t> product_ends;
+  std::map<float*, Accumulators> accumulators;
+  size_t num_products = 0;  // since the block began
+  bool fenced = false;      // by wgmma_fence, for the products to come
+};
+
+// A barrier in shared memory.
+struct Mbarrier {
+  uint32_t count, arrived = 0;
+  uint32_t phase = 0;       // the one under way
+  uint32_t waiting = 0;     // mask of warps
+  Clock arriving, learned;  // what those who arrived know, in this phase and in the ones before
 };
 
 struct Barrier {
@@ -128,6 +172,9 @@ struct Block {
   uint32_t ready = 0;        // mask of warps with a lane that can run
   uint32_t alive_warps = 0;  // mask
   std::array<Barrier, kNumBarriers> barriers;
+  std::map<uint32_t, Mbarrier> mbarriers;  // by offset in shared memory
+  // The products of each warpgroup: its warps must issue the same ones.
+  std::vector<std::vector<std::array<uint64_t, 2>>> group_products;
   Random random{0};
 
   SharedMemory shared;

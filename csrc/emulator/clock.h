@@ -22,6 +22,12 @@ class Clock {
   void learn(const Clock& other) {
     for (int i = 0; i < kMaxWarps; ++i) times_[i] = std::max(times_[i], other.times_[i]);
   }
+  // All but what `warp`, whose clock it is, does at its present time.
+  void learn_before(const Clock& other, int warp) {
+    const uint32_t before = std::max(times_[warp], other.times_[warp] - 1);
+    learn(other);
+    times_[warp] = before;
+  }
 
  private:
   std::array<uint32_t, kMaxWarps> times_{};

@@ -65,6 +65,16 @@ const char* name_of(Operation operation) {
       return "sync_threads";
     case Operation::kNamedBarrier:
       return "named_barrier";
+    case Operation::kMbarrierWait:
+      return "mbarrier_wait";
+    case Operation::kWgmma:
+      return "wgmma";
+    case Operation::kWgmmaFence:
+      return "wgmma_fence";
+    case Operation::kWgmmaCommit:
+      return "wgmma_commit";
+    case Operation::kWgmmaWait:
+      return "wgmma_wait";
   }
   return "?";
 }

@@ -23,8 +23,8 @@ struct Options {
   int threads = 1;  // OS threads that blocks are spread over
   Schedule schedule = Schedule::kRandom;
   // The part to be, as 10 * major + minor: how much shared memory a block gets, and whether there
-  // are cp.async, m16n8k16 and bfloat16 products (from 80 on).
-  int compute_capability = 80;
+  // are cp.async, m16n8k16 and bfloat16 products (from 80 on), and products of warpgroups (90).
+  int compute_capability = 90;
   bool check_races = true;
   bool check_uninitialised = true;
   bool defer_copies = true;        // cp.async lands at its wait, not at once
@@ -35,12 +35,14 @@ struct Options {
 // Sums over all launches since the last reset. One warp executing an instruction counts once.
 struct Counters {
   uint64_t launches = 0, blocks = 0;
-  uint64_t mma = 0;  // m16n8k16 products, however they are made
+  uint64_t mma = 0;    // m16n8k16 products, however they are made
+  uint64_t wgmma = 0;  // products of a warpgroup, by warp, each several of the above
   uint64_t ldmatrix = 0, ldmatrix_conflicts = 0;
   uint64_t lds = 0, lds_conflicts = 0;
   uint64_t sts = 0, sts_conflicts = 0;
   uint64_t shuffles = 0;  // shfl*, ballot
   uint64_t sync_threads = 0, named_barriers = 0, sync_warps = 0;
+  uint64_t mbarrier_arrivals = 0;
   uint64_t cp_async = 0;                        // copies of 16 bytes, by thread, and zero-fills
   uint64_t bytes_loaded = 0, bytes_stored = 0;  // global memory; copies included
   uint64_t switches = 0;                        // between emulated threads

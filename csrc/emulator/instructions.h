@@ -39,6 +39,25 @@ void mma_m16n8k16(float* c, const uint32_t* a, uint32_t b0, uint32_t b1, Element
                   Site site);
 int lane();
 
+// Barriers in shared memory: one lane makes one or arrives, a whole warp waits.
+void mbarrier_init(uint32_t addr, uint32_t count, Site site);
+void mbarrier_arrive(uint32_t addr, Site site);
+void mbarrier_wait(uint32_t addr, uint32_t parity, Site site);
+
+// A product of a warpgroup, 64 x 8 * col_tiles x 16. Descriptors are the hardware's.
+struct Product {
+  Element element;
+  int col_tiles;
+  bool in_registers;  // the left factor
+  bool a_transposed, b_transposed, accumulate;
+  uint64_t a_descriptor, b_descriptor;
+};
+void fence_proxy_async();
+void wgmma(float* c, const uint32_t* a, const Product& product, Site site);
+void wgmma_fence(Site site);
+void wgmma_commit(Site site);
+void wgmma_wait(int pending, Site site);
+
 void sync_threads(Site site);
 void named_barrier(int id, int num_threads, bool wait, Site site);
 

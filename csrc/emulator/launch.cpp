@@ -67,10 +67,12 @@ void Block::prepare(Launch& with, uint64_t block_index) {
   idx = place(block_index, with.grid);
   num_threads = static_cast<int>(count_of(with.block));
   num_warps = num_threads / kWarpSize;
+  group_products.assign(num_warps / kGroupWarps + 1, {});
   random = Random(with.options.seed * 0x100000001b3u + block_index);
   ready = alive_warps = 0;
   global_cache = {};
   barriers.fill(Barrier{});
+  mbarriers.clear();
   shared.reset(with.smem_bytes, num_warps,
                {with.options.check_races, with.options.check_uninitialised});
   stacks.reserve(num_threads, with.options.stack_bytes);
@@ -83,6 +85,11 @@ void Block::prepare(Launch& with, uint64_t block_index) {
     warp.clock.reset();
     warp.clock.tick(w);
     warp.accesses.reset();
+    warp.products.clear();
+    warp.product_ends.clear();
+    warp.accumulators.clear();
+    warp.num_products = 0;
+    warp.fenced = false;
     alive_warps |= 1u << w;
     wake(w, kAllLanesMask);
   }
@@ -94,6 +101,7 @@ void Block::prepare(Launch& with, uint64_t block_index) {
     thread.lane = i % kWarpSize;
     thread.copies.clear();
     thread.group_ends.clear();
+    thread.unfenced.clear();
     thread.fibre.start(stacks[i], i, run_thread);
   }
 }

@@ -1,5 +1,7 @@
 // ldmatrix and mma. The maps from lanes and registers to rows and columns are those of the PTX ISA,
 // "Warp-level matrix instructions"; with g = lane / 4 and t = lane % 4.
+#include "emulator/matrix.h"
+
 #include <cstring>
 
 #include "emulator/block.h"
@@ -14,7 +16,6 @@ namespace {
 
 constexpr int kRowBytes = 16;  // of an 8 x 8 matrix of 16-bit elements
 constexpr int kMatrixRows = 8;
-constexpr int kM = 16, kN = 8, kK = 16;
 
 // ---- ldmatrix ----
 
@@ -48,37 +49,7 @@ void load_matrices(Block& block, Exchange& exchange, int matrices, bool transpos
 
 // ---- mma ----
 
-struct Operands {
-  alignas(32) uint16_t a[kM][kK];
-  alignas(32) uint16_t b[kN][kK];  // by column
-  alignas(32) float c[kM][kN];
-};
-
 void put_pair(uint16_t* dst, uint32_t word) { std::memcpy(dst, &word, sizeof word); }
-
-void gather(const Exchange& exchange, Operands& operands) {
-  for (int lane = 0; lane < kWarpSize; ++lane) {
-    const Exchange::Lane& from = exchange.lanes[lane];
-    const int g = lane / 4, t = lane % 4;
-    put_pair(&operands.a[g][2 * t], from.a[0]);
-    put_pair(&operands.a[g + 8][2 * t], from.a[1]);
-    put_pair(&operands.a[g][2 * t + 8], from.a[2]);
-    put_pair(&operands.a[g + 8][2 * t + 8], from.a[3]);
-    put_pair(&operands.b[g][2 * t], from.b[0]);
-    put_pair(&operands.b[g][2 * t + 8], from.b[1]);
-    std::memcpy(&operands.c[g][2 * t], &from.c[0], 2 * sizeof(float));
-    std::memcpy(&operands.c[g + 8][2 * t], &from.c[2], 2 * sizeof(float));
-  }
-}
-
-void scatter(const Operands& operands, Exchange& exchange) {
-  for (int lane = 0; lane < kWarpSize; ++lane) {
-    Exchange::Lane& to = exchange.lanes[lane];
-    const int g = lane / 4, t = lane % 4;
-    std::memcpy(&to.c[0], &operands.c[g][2 * t], 2 * sizeof(float));
-    std::memcpy(&to.c[2], &operands.c[g + 8][2 * t], 2 * sizeof(float));
-  }
-}
 
 // Eight at a time, in whatever registers there are.
 using Halves = uint16_t __attribute__((vector_size(16)));
@@ -107,7 +78,7 @@ inline __attribute__((always_inline)) void to_floats(const uint16_t* src, float*
 // In float32, by ascending k: what two m16n8k8 give one after the other, and m16n8k16 at once, is
 // the same here. A GPU adds up groups of products with more bits and rounds otherwise.
 template <Element element>
-inline __attribute__((always_inline)) void multiply(Operands& operands) {
+inline __attribute__((always_inline)) void multiply_elements(Operands& operands) {
   float a[kK], column[kK], b[kK][kN];
   for (int n = 0; n < kN; ++n) {
     for (int k = 0; k < kK; k += kVector) to_floats<element>(&operands.b[n][k], column + k);
@@ -129,13 +100,13 @@ using Multiply = void (*)(Operands&);
 
 template <Element element>
 void multiply_portably(Operands& operands) {
-  multiply<element>(operands);
+  multiply_elements<element>(operands);
 }
 
 #ifdef FASTATTN_WITH_AVX2
 template <Element element>
 FASTATTN_WITH_AVX2 void multiply_with_avx2(Operands& operands) {
-  multiply<element>(operands);
+  multiply_elements<element>(operands);
 }
 #endif
 
@@ -151,6 +122,32 @@ Multiply choose_multiply() {
 
 }  // namespace
 
+void put_left(Operands& operands, int lane, const uint32_t* a) {
+  const int g = lane / 4, t = lane % 4;
+  put_pair(&operands.a[g][2 * t], a[0]);
+  put_pair(&operands.a[g + 8][2 * t], a[1]);
+  put_pair(&operands.a[g][2 * t + 8], a[2]);
+  put_pair(&operands.a[g + 8][2 * t + 8], a[3]);
+}
+
+void put_result(Operands& operands, int lane, const float* c) {
+  const int g = lane / 4, t = lane % 4;
+  std::memcpy(&operands.c[g][2 * t], &c[0], 2 * sizeof(float));
+  std::memcpy(&operands.c[g + 8][2 * t], &c[2], 2 * sizeof(float));
+}
+
+void get_result(const Operands& operands, int lane, float* c) {
+  const int g = lane / 4, t = lane % 4;
+  std::memcpy(&c[0], &operands.c[g][2 * t], 2 * sizeof(float));
+  std::memcpy(&c[2], &operands.c[g + 8][2 * t], 2 * sizeof(float));
+}
+
+void multiply(Operands& operands, Element element) {
+  static const Multiply kMultiplyHalf = choose_multiply<Element::kHalf>();
+  static const Multiply kMultiplyBf16 = choose_multiply<Element::kBf16>();
+  (element == Element::kHalf ? kMultiplyHalf : kMultiplyBf16)(operands);
+}
+
 void ldmatrix(uint32_t addr, uint32_t* r, int matrices, bool transposed, Site site) {
   const int operand = matrices * 2 + transposed;
   const Results results = in_whole_warp(
@@ -164,8 +161,6 @@ void ldmatrix(uint32_t addr, uint32_t* r, int matrices, bool transposed, Site si
 
 void mma_m16n8k16(float* c, const uint32_t* a, uint32_t b0, uint32_t b1, Element element,
                   Site site) {
-  static const Multiply kMultiplyHalf = choose_multiply<Element::kHalf>();
-  static const Multiply kMultiplyBf16 = choose_multiply<Element::kBf16>();
   constexpr int kFirstWithBf16 = 80;
   if (element == Element::kBf16 &&
       current_block->launch->options.compute_capability < kFirstWithBf16) {
@@ -179,9 +174,17 @@ void mma_m16n8k16(float* c, const uint32_t* a, uint32_t b0, uint32_t b1, Element
   };
   const auto execute = [&](Exchange& exchange) {
     Operands operands;
-    gather(exchange, operands);
-    (element == Element::kHalf ? kMultiplyHalf : kMultiplyBf16)(operands);
-    scatter(operands, exchange);
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+      const Exchange::Lane& from = exchange.lanes[lane];
+      put_left(operands, lane, from.a);
+      put_pair(&operands.b[lane / 4][2 * (lane % 4)], from.b[0]);
+      put_pair(&operands.b[lane / 4][2 * (lane % 4) + 8], from.b[1]);
+      put_result(operands, lane, from.c);
+    }
+    multiply(operands, element);
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+      get_result(operands, lane, exchange.lanes[lane].c);
+    }
     ++current_block->counters.mma;
     return true;
   };

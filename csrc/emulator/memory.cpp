@@ -36,6 +36,7 @@ void* shared_write(uint32_t addr, uint32_t bytes, Site site) {
     block.warp().accesses.add(block.current->lane, offset, bytes, /*write=*/true, site);
   }
   block.shared.write(offset, bytes, block.actor(), "sts", site);
+  block.current->unfenced.push_back({offset, bytes});
   return block.shared.at(offset);
 }
 
@@ -74,6 +75,7 @@ void cp_async(uint32_t dst, const void* src, bool pred, Site site) {
     block.current->copies.push_back(copy);
   } else {
     finish(block, copy);
+    block.current->unfenced.push_back({offset, kCopyBytes});
   }
 }
 
@@ -92,10 +94,19 @@ void cp_async_wait(int pending) {
   for (size_t i = 0; i < num_copies; ++i) {
     finish(block, thread.copies[i]);
     block.shared.end_copy(thread.copies[i].offset, block.actor());
+    thread.unfenced.push_back({thread.copies[i].offset, kCopyBytes});
   }
   thread.copies.erase(thread.copies.begin(), thread.copies.begin() + num_copies);
   thread.group_ends.erase(thread.group_ends.begin(), thread.group_ends.begin() + num_groups);
   for (size_t& end : thread.group_ends) end -= num_copies;
+}
+
+void fence_proxy_async() {
+  Block& block = *current_block;
+  for (const Written& written : block.current->unfenced) {
+    block.shared.fence(written.offset, written.bytes, block.actor());
+  }
+  block.current->unfenced.clear();
 }
 
 }  // namespace fastattn::emulator

@@ -89,6 +89,10 @@ void Block::exit_thread() {
     report(warp.site, text("divergence: a lane exits while others of its warp wait in %s",
                            name_of(warp.operation)));
   }
+  if (!warp.products.empty()) {
+    report(warp.products.front().site,
+           "wgmma: the warp exits before this product has ended; wait for it first");
+  }
   suspend(thread);
   warp.alive &= ~(1u << thread.lane);
   if (warp.alive == 0) exit_warp(thread.warp);

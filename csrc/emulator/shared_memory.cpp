@@ -169,7 +169,38 @@ void SharedMemory::write(uint32_t offset, uint32_t bytes, const Actor& actor, co
     cell.write_warp = static_cast<uint8_t>(actor.warp);
     cell.write_site = site;
     cell.initialised |= mask;
+    cell.fenced = 0;
     byte += count;
+  }
+}
+
+void SharedMemory::read_by_product(uint32_t offset, const Clock& issued, const Actor& actor,
+                                   Site site) {
+  constexpr uint32_t kBytes = 16;
+  const Actor issuer{actor.warp, actor.lane, &issued};
+  const uint32_t time = (*actor.clock)[actor.warp];
+  for (uint32_t index = offset / kCellBytes; index < (offset + kBytes) / kCellBytes; ++index) {
+    Cell& cell = cells_[index];
+    check_read(cell, index, kAllBytes, issuer, "wgmma", site);
+    if (checks_.races && cell.write != 0) {
+      const int writer = cell.write_warp;
+      const uint32_t known = issued[writer] - (writer == actor.warp ? 1 : 0);
+      if (cell.fenced == 0 || cell.fenced > known) {
+        report(site, text("fence: wgmma reads byte %u of shared memory, which %s wrote at %s, with "
+                          "no fence_proxy_async by the writer before the barrier",
+                          index * kCellBytes, who(writer, lane_of(cell.write)).c_str(),
+                          to_string(cell.write_site).c_str()));
+      }
+    }
+    cell.read_warp = static_cast<uint8_t>(actor.warp);
+    cell.read_site = site;
+    reads_of(index)[actor.warp] = moment_at(time, kAllBytes, Actor::kAllLanes);
+  }
+}
+
+void SharedMemory::fence(uint32_t offset, uint32_t bytes, const Actor& actor) {
+  for (uint32_t i = offset / kCellBytes; i < (offset + bytes + kCellBytes - 1) / kCellBytes; ++i) {
+    cells_[i].fenced = (*actor.clock)[actor.warp];
   }
 }
 
@@ -187,6 +218,7 @@ void SharedMemory::end_copy(uint32_t offset, const Actor& actor) {
   for (uint32_t i = 0; i < kCopyBytes / kCellBytes; ++i) {
     Cell& cell = cells_[offset / kCellBytes + i];
     cell.in_flight = 0;
+    cell.fenced = 0;
     cell.write = moment_at(time, kAllBytes, static_cast<uint32_t>(actor.lane));
   }
 }

@@ -35,6 +35,12 @@ class SharedMemory {
   void read(uint32_t offset, uint32_t bytes, const Actor& actor, const char* what, Site site);
   void write(uint32_t offset, uint32_t bytes, const Actor& actor, const char* what, Site site);
 
+  // Of 16 bytes by a product that a warp issued when its clock was `issued`; `actor` is the warp at
+  // the end of the product.
+  void read_by_product(uint32_t offset, const Clock& issued, const Actor& actor, Site site);
+  // What the actor has written there may be read by products of those who learn of it.
+  void fence(uint32_t offset, uint32_t bytes, const Actor& actor);
+
   // An asynchronous copy of 16 bytes was begun (after write()), or has ended.
   void begin_copy(uint32_t offset);
   void end_copy(uint32_t offset, const Actor& actor);
@@ -50,6 +56,7 @@ class SharedMemory {
     Moment write;
     uint8_t write_warp, read_warp;
     uint8_t initialised, in_flight;  // masks of bytes
+    uint32_t fenced;                 // the time of the fence after the last write; 0: none
   };
 
   Moment* reads_of(uint32_t cell) { return &reads_[size_t{cell} * num_warps_]; }

@@ -4,7 +4,7 @@ A backend module has ``NAME``, ``unavailable_reason()``, ``unsupported_reasons(c
 ``attention_fwd`` and ``attention_bwd``, and ``hidden_reasons`` and the operators on hidden states.
 The first one that can serve a call is chosen; the reference, plain torch, can serve every call and
 is last. What serves tests, Triton's interpreter and the emulated CUDA kernels, is never chosen
-unasked.
+unasked, nor is what has not been measured yet, the kernels for Hopper.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from fastattn.backends import cpu, triton
-from fastattn.backends.cuda import CUDA, EMULATED
+from fastattn.backends.cuda import CUDA, EMULATED, EMULATED_HOPPER, HOPPER
 from fastattn.backends.cuda.order import gpu_order
 from fastattn.errors import BackendError
 
 if TYPE_CHECKING:
     from fastattn.ops.attention import Options
 
-_FUSED: dict[str, Any] = {backend.NAME: backend for backend in (cpu, CUDA, triton, EMULATED)}
+_FUSED: dict[str, Any] = {
+    backend.NAME: backend for backend in (cpu, CUDA, triton, HOPPER, EMULATED, EMULATED_HOPPER)
+}
 REFERENCE = "reference"
 NAMES = (*_FUSED, REFERENCE)
 

@@ -1,4 +1,7 @@
-"""``fastattn bench compare``: two result files of the same kind, case by case.
+"""``fastattn bench compare``: two results of the same kind, case by case.
+
+A result is a file of ``fastattn bench``, or what ``pytest bench`` stores: the JSON of
+pytest-benchmark, to which bench/conftest.py adds where and when.
 
 Two runs are two moments of a machine, or two machines. So beside the change of our own times
 stands the change of our ratio to the fastest peer, which meets the same moment as we do.
@@ -6,15 +9,58 @@ stands the change of our ratio to the fastest peer, which meets the same moment 
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+from fastattn.bench import results
 from fastattn.bench.tables import Table
+from fastattn.bench.timing import is_ours, ratios_of, summary
 
-Times = dict[str, dict[str, Any]]
+# What bench/conftest.py adds to pytest-benchmark's JSON.
+HEAD = "fastattn"
 
 WITHIN_NOISE = "within noise"
 FASTER = "faster"
 SLOWER = "slower"
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """Reads a result file, or one of ``pytest bench``; returns its results by kind.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if isinstance(content, dict) and HEAD in content and "benchmarks" in content:
+        return _of_pytest(content)
+    result = results.read(path)
+    return {result["kind"]: result}
+
+
+def _of_pytest(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Arranges pytest-benchmark's list by kind, case, pass and implementation."""
+    found: dict[str, dict[str, Any]] = {}
+    for benchmark in content["benchmarks"]:
+        told, stats = benchmark["extra_info"], benchmark["stats"]
+        kind = told["kind"]
+        result = found.setdefault(kind, {**content[HEAD], "kind": kind, "cases": {}})
+        case = result["cases"].setdefault(told["case"], {"name": told["case"]})
+        times = case.setdefault(told["pass"], {"times": {}})["times"]
+        times[told["who"]] = {
+            **{f"{name}_ms": stats[name] * 1e3 for name in ("median", "q1", "q3")},
+            "rounds": stats["rounds"],
+        }
+    for result in found.values():
+        result["cases"] = list(result["cases"].values())
+        for case in result["cases"]:
+            for one in case.values():
+                if isinstance(one, dict):
+                    one |= ratios_of(one["times"])
+    return found
 
 
 def compare_results(before: dict[str, Any], after: dict[str, Any]) -> Table:
@@ -31,6 +77,11 @@ def compare_results(before: dict[str, Any], after: dict[str, Any]) -> Table:
             f"{before['kind']} and {after['kind']}. Compare results of one command."
         )
     old, new = _passes(before), _passes(after)
+    if before["cases"] and not old:
+        raise ValueError(
+            f"bench compare: results must hold times; got {before['kind']}, which has none. "
+            "Compare results of another command."
+        )
     shared = [name for name in old if name in new]
     if not shared:
         raise ValueError(
@@ -71,19 +122,29 @@ def _passes(result: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     for case in result["cases"]:
         if "times" in case:
             found[case["name"], case["mode"]] = case
-        for name in ("forward", "forward_backward"):
-            if name in case:
+        if "median_ms" in case:
+            found[case["name"], "program"] = {"times": {"fastattn": summary(case["times_ms"])}}
+        for point in case.get("points", ()):
+            found[case["name"], f"{point['value']:g}"] = point
+        for name in ("forward", "backward", "forward_backward"):
+            if "times" in case.get(name, {}):
                 found[case["name"], name.replace("_", " + ")] = case[name]
     return found
 
 
+def _ours(found: dict[str, Any]) -> dict[str, Any]:
+    """The summary of what is ours, the fastest if a GPU ran two backends."""
+    mine: list[dict[str, Any]] = [x for name, x in found["times"].items() if is_ours(name)]
+    return min(mine, key=lambda x: x["median_ms"])
+
+
 def _row(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    old, new = (found["times"]["fastattn"] for found in (before, after))
+    old, new = _ours(before), _ours(after)
+    ratios = [found.get("ratio") for found in (before, after)]
     return [
         verdict(old, new),
         f"{old['median_ms']:.4g}",
         f"{new['median_ms']:.4g}",
         f"{old['median_ms'] / new['median_ms']:.2f}",
-        f"{before['ratio']:.2f}",
-        f"{after['ratio']:.2f}",
+        *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
     ]

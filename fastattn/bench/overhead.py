@@ -10,13 +10,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import fastattn
-from fastattn.bench.timing import interleave
+from fastattn.bench.timing import by_clock, interleave
 
 CALL_TARGET_US = 40.0
 PATCH_TARGET_MS = 50.0
@@ -41,7 +42,8 @@ def call_overhead_us(rounds: int) -> dict[str, float]:
     both = {name: _forward_backward(name, function) for name, function in functions.items()}
     found = {}
     for what, candidates in (("forward", forward), ("forward + backward", both)):
-        times_ms = interleave(candidates, rounds, warmup=2, clock=time.thread_time)
+        thread_clock = partial(by_clock, clock=time.thread_time)
+        times_ms = interleave(candidates, rounds, warmup=2, stopwatch=thread_clock)
         medians = {name: statistics.median(x) / _CALLS * 1e3 for name, x in times_ms.items()}
         for name in functions:
             if name != _PEER:

@@ -1,19 +1,31 @@
 """``fastattn bench render``: committed result files into README.md and bench/README.md.
 
-Text between ``<!-- bench:attention -->`` and ``<!-- /bench:attention -->``, and the same for bert,
-is replaced by tables of what lies in bench/results/*/, one part for each machine.
+Text between ``<!-- bench:attention -->`` and ``<!-- /bench:attention -->``, and the same for the
+other blocks, is replaced by tables of what lies in bench/results/*/, one part for each machine; in
+README.md by those of the machine that was measured last. The block "support" is asked of the
+backends.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastattn.bench import plot, results, tables
+from fastattn.bench import plot, results, support, tables
 
-_PICTURE = "cpu-bert.svg"
-_KINDS = ("attention", "bert")  # those of a GPU have no committed results yet
+_KINDS = ("attention", "layers", "memory", "growth", "bert", "install")
+# README.md: the first picture and table; the operation alone; what is served.
+BLOCKS = {
+    "README.md": ("bert", "attention", "support"),
+    "bench/README.md": (*_KINDS, "gpu"),
+}
+_ALT = {
+    "bert": "Time of a training step beside stock Transformers, as a share",
+    "attention": "GFLOP/s of attention by length, beside torch's",
+    "growth": "Time over length, sequences, threads and padding",
+}
 
 
 def render(root: Path) -> list[Path]:
@@ -27,8 +39,9 @@ def render(root: Path) -> list[Path]:
         ImportError: matplotlib is missing and there is something to draw.
     """
     drawn = []
-    for path, result in _results(root, "bert"):
-        drawn += plot.draw(result, path.with_name(_PICTURE))
+    for kind in plot.PICTURES:
+        for path, result in _results(root, kind):
+            drawn += plot.draw(result, path.with_suffix(""))
     changed = []
     for file, text in rendered(root).items():
         if file.read_text(encoding="utf-8") != text:
@@ -40,10 +53,10 @@ def render(root: Path) -> list[Path]:
 def rendered(root: Path) -> dict[Path, str]:
     """Returns what README.md and bench/README.md of a source tree must be."""
     texts = {}
-    for name, in_detail in (("README.md", False), ("bench/README.md", True)):
+    for name, kinds in BLOCKS.items():
         text = (root / name).read_text(encoding="utf-8")
-        for kind in _KINDS:
-            text = replace_block(text, kind, _block(root, kind, in_detail), name)
+        for kind in kinds:
+            text = replace_block(text, kind, _block(root, kind, name), name)
         texts[root / name] = text
     return texts
 
@@ -65,6 +78,7 @@ def replace_block(text: str, kind: str, block: str, file_name: str) -> str:
 
 
 def _results(root: Path, kind: str) -> list[tuple[Path, dict[str, Any]]]:
+    """The committed results of a kind, the newest first."""
     found = []
     for path in sorted((root / "bench" / "results").glob(f"*/{results.FILE_NAMES[kind]}")):
         result = results.read(path)
@@ -74,29 +88,66 @@ def _results(root: Path, kind: str) -> list[tuple[Path, dict[str, Any]]]:
                 f"`{result['command']}`. Run `fastattn bench {kind}`."
             )
         found.append((path, result))
-    return found
+    return sorted(found, key=lambda pair: str(pair[1]["date"]), reverse=True)
 
 
-def _block(root: Path, kind: str, in_detail: bool) -> str:
-    make = {"attention": _attention, "bert": _bert}[kind]
-    parts = [make(path, result, root, in_detail) for path, result in _results(root, kind)]
-    return "\n\n".join(parts) or f"No results yet: `fastattn bench {kind}` measures them."
+def _block(root: Path, kind: str, file_name: str) -> str:
+    if kind == "support":
+        return _support()
+    if kind == "gpu":
+        return _gpu(root)
+    found = _results(root, kind)
+    if not found:
+        return f"No results yet: `fastattn bench {kind}` measures them."
+    if file_name == "README.md":
+        path, result = found[0]
+        return _summary(kind, path, result, root)
+    return "\n\n".join(_in_detail(path, result, root) for path, result in found)
 
 
-def _attention(path: Path, result: dict[str, Any], root: Path, in_detail: bool) -> str:
-    parts = [tables.attention_summary(result).markdown()]
-    if in_detail:
-        parts.append(tables.attention_targets(result).markdown())
-    parts.append("\n".join(f"- {note}" for note in tables.attention_notes(result, in_detail)))
-    return "\n\n".join([*filter(None, parts), tables.provenance(result)])
+def _picture(kind: str, path: Path, relative_to: Path) -> list[str]:
+    if kind not in plot.PICTURES or not path.with_suffix(".svg").exists():
+        return []
+    file = path.with_suffix(".svg").relative_to(relative_to).as_posix()
+    return [f"![{_ALT[kind]}]({file})"]
 
 
-def _bert(path: Path, result: dict[str, Any], root: Path, in_detail: bool) -> str:
-    parts = []
-    if not in_detail:
-        picture = path.with_name(_PICTURE).relative_to(root).as_posix()
-        parts.append(f"![Speed of training steps and inference beside stock BERT]({picture})")
-    parts.append(tables.bert_summary(result, in_detail).markdown())
-    if in_detail:
-        parts.append(tables.bert_profile(result).markdown())
-    return "\n\n".join([*parts, tables.provenance(result)])
+def _summary(kind: str, path: Path, result: dict[str, Any], root: Path) -> str:
+    make: dict[str, Callable[[dict[str, Any]], tables.Table]] = {
+        "attention": tables.attention_summary,
+        "bert": lambda result: tables.bert_summary(result, with_targets=False),
+    }
+    picture = _picture(kind, path, root) if kind == "bert" else []
+    table = make[kind](result).markdown()
+    if kind == "bert":  # the picture is enough for the first screen
+        table = f"<details><summary>The same as a table</summary>\n\n{table}\n\n</details>"
+    notes = tables.attention_notes(result, with_targets=False) if kind == "attention" else []
+    return "\n\n".join([*picture, table, *_list(notes), tables.provenance(result)])
+
+
+def _in_detail(path: Path, result: dict[str, Any], root: Path) -> str:
+    kind = result["kind"]
+    shown, notes = tables.shown(result)
+    parts = [*_picture(kind, path, root / "bench"), *(table.markdown() for table in shown)]
+    return "\n\n".join([*parts, *_list(notes), tables.provenance(result)])
+
+
+def _list(notes: list[str]) -> list[str]:
+    return ["\n".join(f"- {note}" for note in notes)] if notes else []
+
+
+def _support() -> str:
+    features = ", ".join([*support.FEATURES.values(), support.PACKED])
+    return (
+        f"{support.table().markdown()}\n\n"
+        "Numbers are the largest head_dim by element type. Features: "
+        f"{features}; forward and backward alike. Fused layers: dropout + residual + LayerNorm, "
+        "bias + GELU, dropout of hidden states."
+    )
+
+
+def _gpu(root: Path) -> str:
+    found = [pair for kind in _KINDS if kind != "install" for pair in _results(root, f"gpu-{kind}")]
+    if not found:
+        return "**Nothing has been measured on a GPU yet.** `make gpu` does."
+    return "\n\n".join(_in_detail(path, result, root) for path, result in found)

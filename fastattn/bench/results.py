@@ -3,18 +3,19 @@
 Schema version 1. Every file holds
 
     schema, schema_version    "fastattn-bench", 1
-    kind                      "attention", "bert", "gpu-attention" or "gpu-bert"
+    kind                      one of FILE_NAMES
     command, date             as typed; UTC, ISO 8601
     quick, partial            fewer rounds than usual; not all cases
-    machine                   model, slug, cores, threads, instruction_set; gpu, if it is one's
+    machine                   model, slug, cores, threads, instruction_set; gpu with its driver,
+                              if it is one's
     versions                  python, torch, transformers, fastattn
     git                       commit and dirty (uncommitted changes), or null
     seconds                   how long the run took
     cases                     one dictionary a case; times in milliseconds
 
-and what :func:`fastattn.bench.attention.run`, :func:`fastattn.bench.bert.run` or
-:func:`fastattn.bench.gpu.run` returns beside the cases. A ratio is the fastest peer's time divided
-by ours: less than 1 is slower.
+and what the function ``run`` of the kind's module returns beside the cases. A ratio is the fastest
+peer's time divided by ours: less than 1 is slower. "refused" of a case holds the peers that were
+not timed, and why; "skipped" of a result the cases that were not run, and why.
 """
 
 from __future__ import annotations
@@ -32,11 +33,10 @@ from fastattn import environment
 SCHEMA = "fastattn-bench"
 SCHEMA_VERSION = 1
 
+_KINDS = ("attention", "layers", "memory", "growth", "bert", "install")
 FILE_NAMES = {
-    "attention": "cpu-attention.json",
-    "bert": "cpu-bert.json",
-    "gpu-attention": "gpu-attention.json",
-    "gpu-bert": "gpu-bert.json",
+    **{kind: f"cpu-{kind}.json" for kind in _KINDS},
+    **{f"gpu-{kind}": f"gpu-{kind}.json" for kind in _KINDS if kind != "install"},
 }
 
 _VERSIONS = ("python", "torch", "transformers", "fastattn")
@@ -46,7 +46,7 @@ def machine(kind: str) -> dict[str, Any]:
     """Returns the CPU and what of it is used; for a kind of result "gpu-..." the GPU beside it."""
     cpu = environment.cpu()
     found = {
-        "slug": slug(cpu["model"], cpu["threads"]),
+        "slug": slug(cpu["model"], cpu["threads"], cpu["instruction_set"]),
         "model": cpu["model"],
         "cores": cpu["usable_cores"],
         "threads": cpu["threads"],
@@ -60,10 +60,14 @@ def machine(kind: str) -> dict[str, Any]:
     return found
 
 
-def slug(model: str, threads: int) -> str:
-    """Returns the name of a machine's folder, such as "amd-epyc-9b45-2-threads"."""
+def slug(model: str, threads: int, instruction_set: str | None = None) -> str:
+    """Returns the name of a machine's folder, such as "amd-epyc-9b45-avx512-bf16-2-threads".
+
+    Virtual machines name many CPUs "AMD EPYC": the instruction set tells them apart.
+    """
     model = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*|\d+-core", " ", model.lower())
-    words = re.sub(r"[^a-z0-9]+", "-", model).strip("-")
+    model = f"{model or 'unknown'} {instruction_set or ''}"
+    words = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
     return f"{words or 'unknown'}-{threads}-thread{'s' if threads > 1 else ''}"
 
 
@@ -156,6 +160,26 @@ def _check_replaceable(path: Path, kind: str) -> None:
             f"bench: output must be a new file or an older result of `bench {kind}`; got {path}, "
             f"a result of `bench {old['kind']}`. Give another place with --output."
         )
+
+
+def last_committed(result: dict[str, Any]) -> Path:
+    """Returns the file of the newest committed result of the same kind and machine.
+
+    Where there is none of the machine, it is the newest of another one.
+
+    Raises:
+        ValueError: there is none at all, or no source tree.
+    """
+    root = source_tree()
+    name = FILE_NAMES[result["kind"]]
+    found = [] if root is None else list((root / "bench" / "results").glob(f"*/{name}"))
+    if not found:
+        raise ValueError(
+            f"bench compare: there must be a committed result of `bench {result['kind']}`; got "
+            "none in bench/results/. Give two files."
+        )
+    slug_here = result["machine"]["slug"]
+    return max(found, key=lambda path: (path.parent.name == slug_here, read(path)["date"]))
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

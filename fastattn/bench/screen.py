@@ -21,15 +21,7 @@ def say(line: str) -> None:
 def show(result: dict[str, Any]) -> None:
     """Prints the tables of a result."""
     console = _console()
-    if result["kind"] == "attention":
-        found = [tables.attention_summary(result), tables.attention_targets(result)]
-        notes = tables.attention_notes(result, with_targets=True)
-    elif result["kind"] == "gpu-attention":
-        found, notes = [tables.gpu_summary(result)], tables.gpu_notes(result)
-    else:
-        found = [tables.bert_summary(result, with_targets=result["kind"] == "bert")]
-        found += [tables.bert_profile(result)] if result["kind"] == "bert" else []
-        notes = []
+    found, notes = tables.shown(result)
     for table in found:
         if table.rows:
             console.print(_rich(table))

@@ -1,4 +1,4 @@
-"""The command ``fastattn``: info, check, finetune, bench."""
+"""The command ``fastattn``: info, check, explain, finetune, search, bench."""
 
 from fastattn.cli.app import main
 

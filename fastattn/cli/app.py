@@ -6,7 +6,13 @@ from typing import Annotated
 
 import typer
 
-from fastattn.cli import bench_command, data_command, explain_command, finetune_command
+from fastattn.cli import (
+    bench_command,
+    data_command,
+    explain_command,
+    finetune_command,
+    search_command,
+)
 from fastattn.cli.errors import clear_errors
 
 app = typer.Typer(
@@ -72,5 +78,6 @@ def check(debug: Debug = False) -> None:
 
 app.command("explain")(explain_command.explain)
 app.command("finetune")(finetune_command.finetune)
+app.command("search")(search_command.search)
 app.add_typer(bench_command.app, name="bench")
 app.add_typer(data_command.app, name="data")

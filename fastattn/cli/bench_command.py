@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastattn.cli.errors import clear_errors
+
+if TYPE_CHECKING:
+    from fastattn.bench.kinds import Options
 
 app = typer.Typer(
     help="Measure how fast fastattn is on this machine, beside torch and Transformers.",
@@ -19,7 +21,10 @@ app = typer.Typer(
 
 Device = Annotated[str, typer.Option(help='"cpu", or "cuda" for the current GPU.')]
 Quick = Annotated[
-    bool, typer.Option("--quick", help="Fewer rounds: a first impression, saved only to --output.")
+    bool,
+    typer.Option(
+        "--quick", help="A few cases and rounds: a first impression, saved only to --output."
+    ),
 ]
 Output = Annotated[
     str | None,
@@ -47,53 +52,56 @@ def attention(
     rounds: Rounds = None,
     debug: Debug = False,
 ) -> None:
-    """Time the operation beside torch's own attention, and measure its memory.
+    """Time the operation beside every attention that is installed.
 
-    Every case is verified against torch in float64 before it is timed.
+    Every implementation is verified against torch in float64 before it is timed.
     """
     with clear_errors(debug):
-        _check(device, threads, rounds)
-        if device == "cuda":
-            _attention_on_a_gpu(quick, output, case, rounds)
-            return
-        from fastattn.bench import attention as module
-        from fastattn.bench.cases import (
-            ATTENTION_CASES,
-            MEMORY_CASES,
-            AttentionCase,
-            MemoryCase,
-            choose,
-        )
-
-        known: list[AttentionCase | MemoryCase] = [*ATTENTION_CASES, *MEMORY_CASES]
-        cases = choose(known, case or ())
-        usual = module.QUICK_ROUNDS if quick else module.ROUNDS
-        _run(
-            "attention",
-            lambda say: module.run(cases, rounds or usual, say),
-            partial=bool(case),
-            quick=quick,
-            output=output,
-            options={"--quick": quick, "--threads": threads, "--case": case, "--rounds": rounds},
-        )
+        _measure("attention", _options(device, quick, threads, case, rounds), output, threads)
 
 
-def _attention_on_a_gpu(
-    quick: bool, output: str | None, case: list[str] | None, rounds: int | None
+@app.command()
+def layers(
+    device: Device = "cpu",
+    quick: Quick = False,
+    output: Output = None,
+    threads: Threads = None,
+    case: Cases = None,
+    rounds: Rounds = None,
+    debug: Debug = False,
 ) -> None:
-    from fastattn.bench import gpu
-    from fastattn.bench.cases import GPU_CASES, choose
+    """Time the rest of a layer, and whole layers of BERT, beside torch's own."""
+    with clear_errors(debug):
+        _measure("layers", _options(device, quick, threads, case, rounds), output, threads)
 
-    cases = choose(GPU_CASES, case or ())
-    usual = gpu.QUICK_ROUNDS if quick else gpu.ROUNDS
-    _run(
-        "gpu-attention",
-        lambda say: gpu.run(cases, rounds or usual, say),
-        partial=bool(case),
-        quick=quick,
-        output=output,
-        options={"--device": "cuda", "--quick": quick, "--case": case, "--rounds": rounds},
-    )
+
+@app.command()
+def memory(
+    device: Device = "cpu",
+    quick: Quick = False,
+    output: Output = None,
+    threads: Threads = None,
+    case: Cases = None,
+    debug: Debug = False,
+) -> None:
+    """Measure the peak memory of attention and of training steps."""
+    with clear_errors(debug):
+        _measure("memory", _options(device, quick, threads, case, None), output, threads)
+
+
+@app.command()
+def growth(
+    device: Device = "cpu",
+    quick: Quick = False,
+    output: Output = None,
+    threads: Threads = None,
+    case: Cases = None,
+    rounds: Rounds = None,
+    debug: Debug = False,
+) -> None:
+    """Time attention as lengths, sequences, threads and padding grow, and fit the exponents."""
+    with clear_errors(debug):
+        _measure("growth", _options(device, quick, threads, case, rounds), output, threads)
 
 
 @app.command()
@@ -112,30 +120,52 @@ def bert(
     Logits and gradients are verified against the stock model in float64 before it is timed.
     """
     with clear_errors(debug):
-        _check(device, threads, rounds)
-        from fastattn.bench import texts
-        from fastattn.bench.cases import BERT_CASES, choose
+        _measure("bert", _options(device, quick, threads, case, rounds), output, threads)
 
-        cases = choose(BERT_CASES, case or ())
-        texts.require_packages()
-        from transformers.utils import logging
 
-        from fastattn.bench import bert as module
+@app.command()
+def install(
+    quick: Quick = False, output: Output = None, rounds: Rounds = None, debug: Debug = False
+) -> None:
+    """Time the build, the installation and the first import, from the source tree."""
+    with clear_errors(debug):
+        _measure("install", _options("cpu", quick, None, None, rounds), output, None)
 
-        logging.set_verbosity_error()  # a new head on the model is what is wanted here
-        logging.disable_progress_bar()
-        on_gpu = device == "cuda"
-        options = {"--device": device if on_gpu else None, "--quick": quick, "--threads": threads}
-        _run(
-            "gpu-bert" if on_gpu else "bert",
-            lambda say: module.run(cases, quick=quick, rounds=rounds, say=say, device=device),
-            partial=bool(case),
-            quick=quick,
-            output=output,
-            options={**options, "--case": case, "--rounds": rounds},
-        )
-        if not case:
-            _overhead(rounds)
+
+@app.command(name="all")
+def all_kinds(
+    device: Device = "cpu",
+    quick: Quick = False,
+    output: Output = None,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Run everything that `fastattn bench render` writes about. Takes about 25 minutes.
+
+    A kind that fails does not keep the others from being measured; the exit code is then 1.
+    """
+    failed: list[str] = []
+    with clear_errors(debug):
+        from fastattn.bench.kinds import kinds_of
+
+        options = _options(device, quick, threads, None, None)
+        if output is not None and Path(output).suffix == ".json":
+            raise ValueError(
+                f"bench all: output must be a folder, as there is a file for each kind; got "
+                f"{output!r}. Leave the suffix out."
+            )
+        for kind in kinds_of(device):
+            typer.echo(f"== {kind}")
+            try:
+                _measure(kind, options, output, threads)
+            except Exception as error:
+                if debug:
+                    raise
+                typer.echo(f"{kind} failed: {type(error).__name__}: {error}", err=True)
+                failed.append(kind)
+    if failed:
+        typer.echo(f"Failed: {', '.join(failed)}.", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -145,36 +175,49 @@ def overhead(threads: Threads = None, rounds: Rounds = None, debug: Debug = Fals
     Prints, and saves nothing. The other benchmarks include it in their times.
     """
     with clear_errors(debug):
-        _check("cpu", threads, rounds)
-        _overhead(rounds)
+        _options("cpu", False, threads, None, rounds)
+        from fastattn.bench import overhead as module
 
-
-def _overhead(rounds: int | None) -> None:
-    from fastattn.bench import overhead as module
-
-    for line in module.lines(rounds or 100):
-        typer.echo(line)
+        for line in module.lines(rounds or 100):
+            typer.echo(line)
 
 
 @app.command()
 def compare(
     before: Annotated[str, typer.Argument(metavar="BEFORE.json", help="The first result file.")],
-    after: Annotated[str, typer.Argument(metavar="AFTER.json", help="The second one.")],
+    after: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[AFTER.json]",
+            help="The second one. If it is left out, BEFORE.json is the second, and the first is "
+            "the last committed result of its kind, of this machine or another one like it.",
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Compare two result files, and flag what changed by more than noise.
+    """Compare two results, of `fastattn bench` or of `pytest bench`, and flag what changed by more
+    than noise.
 
     Says how it is and exits with 0, whatever became slower.
     """
     with clear_errors(debug):
         from fastattn.bench import comparison, results, screen, tables
 
-        old, new = (results.read(Path(file).expanduser()) for file in (before, after))
-        screen.show_table(comparison.compare_results(old, new))
-        for line in comparison.missing_cases(old, new):
-            typer.echo(line)
-        typer.echo(f"Before: {tables.provenance(old)}")
-        typer.echo(f"After: {tables.provenance(new)}")
+        second = comparison.read(Path(after if after is not None else before).expanduser())
+        first = {} if after is None else comparison.read(Path(before).expanduser())
+        if first and not set(first) & set(second):
+            comparison.compare_results(*(next(iter(x.values())) for x in (first, second)))
+        for kind, new in second.items():
+            if first and kind not in first:
+                continue
+            old = first[kind] if first else results.read(results.last_committed(new))
+            if old["machine"]["slug"] != new["machine"]["slug"]:
+                typer.echo("Of two machines: the ratios to the peers are what can be compared.")
+            screen.show_table(comparison.compare_results(old, new))
+            for line in comparison.missing_cases(old, new):
+                typer.echo(line)
+            typer.echo(f"Before: {tables.provenance(old)}")
+            typer.echo(f"After: {tables.provenance(new)}")
 
 
 @app.command()
@@ -194,9 +237,14 @@ def render(debug: Debug = False) -> None:
             typer.echo(f"wrote {file.relative_to(root)}")
 
 
-def _check(device: str, threads: int | None, rounds: int | None) -> None:
+def _options(
+    device: str, quick: bool, threads: int | None, names: list[str] | None, rounds: int | None
+) -> Options:
     """Checks the options that all measurements share, and sets the number of threads."""
     import torch
+
+    from fastattn.backends import cpu
+    from fastattn.bench.kinds import Options
 
     if device not in ("cpu", "cuda"):
         raise ValueError(
@@ -210,8 +258,6 @@ def _check(device: str, threads: int | None, rounds: int | None) -> None:
     for name, value in (("threads", threads), ("rounds", rounds)):
         if value is not None and value < 1:
             raise ValueError(f"bench: {name} must be at least 1; got {value}. Set --{name}.")
-    from fastattn.backends import cpu
-
     if device == "cpu" and cpu.unavailable_reason() is not None:
         raise ValueError(
             "bench: the CPU backend must be ready to be measured; got: "
@@ -219,26 +265,23 @@ def _check(device: str, threads: int | None, rounds: int | None) -> None:
         )
     if threads is not None:
         torch.set_num_threads(threads)
+    return Options(device, quick, rounds, tuple(names or ()))
 
 
-def _run(
-    kind: str,
-    measure: Callable[[Callable[[str], None]], dict[str, Any]],
-    *,
-    partial: bool,
-    quick: bool,
-    output: str | None,
-    options: dict[str, Any],
-) -> None:
-    """Measures, prints and saves."""
+def _measure(command: str, options: Options, output: str | None, threads: int | None) -> None:
+    """Measures one kind, prints and saves."""
     from fastattn.bench import results, screen
+    from fastattn.bench.kinds import KINDS
 
     # A first impression or a part must not take the place of a full run's results.
-    save = output is not None or not (quick or partial)
+    partial = bool(options.names)
+    kind = f"gpu-{command}" if options.device == "cuda" else command
+    save = output is not None or not (options.quick or partial)
     path = results.choose_path(kind, output) if save else None
-    head = results.provenance(kind, _command(kind, options), quick=quick, partial=partial)
+    words = _command(command, options, threads)
+    head = results.provenance(kind, words, quick=options.quick, partial=partial)
     started = time.perf_counter()
-    found = measure(screen.say)
+    found = KINDS[command](options, screen.say)
     result = head | {"seconds": round(time.perf_counter() - started, 1)} | found
     screen.show(result)
     if path is None:
@@ -249,10 +292,17 @@ def _run(
     typer.echo(f"Saved in {_short(path)}{replaced}.")
 
 
-def _command(kind: str, options: dict[str, Any]) -> str:
+def _command(command: str, options: Options, threads: int | None) -> str:
     """The command as one would type it. Where results go has no influence on them: left out."""
-    words = ["fastattn", "bench", kind.removeprefix("gpu-")]
-    for name, value in options.items():
+    words = ["fastattn", "bench", command]
+    named: dict[str, Any] = {
+        "--device": options.device if options.device != "cpu" else None,
+        "--quick": options.quick,
+        "--threads": threads,
+        "--case": list(options.names),
+        "--rounds": options.rounds,
+    }
+    for name, value in named.items():
         for item in value if isinstance(value, list) else [value]:
             if item is True:
                 words.append(name)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fastattn.cli.errors import clear_errors
+from fastattn.data.tasks import TASKS
 
 app = typer.Typer(help="Build labelled data for fine-tuning, and look at it.", no_args_is_help=True)
 
@@ -56,7 +57,7 @@ def build(
         str,
         typer.Option(
             metavar="TASK",
-            help="classification, multilabel, token, qa, mlm or translation.",
+            help=f"What the rows are for: {', '.join(TASKS)}.",
         ),
     ] = "classification",
     text_column: Annotated[
@@ -218,8 +219,8 @@ def build(
 def _columns(
     task: str, text_column: str | None, label_column: str | None, column: list[str] | None
 ) -> dict[str, str]:
-    label = {"multilabel": "labels", "token": "tags"}.get(task, "label")
-    text = "tokens" if task == "token" else "text"
+    label = {"multilabel": "labels", "token-classification": "tags"}.get(task, "label")
+    text = "tokens" if task == "token-classification" else "text"
     named = {text: text_column, label: label_column}
     return {**{k: v for k, v in named.items() if v}, **_pairs("column", column)}
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
-from fastattn.cli.errors import clear_errors
+from fastattn.cli.errors import BAD_INPUT, clear_errors
 from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.recipes import RECIPES, describe
 from fastattn.finetune.tasks import TASK_NAMES
 
 _DEFAULT = FinetuneConfig()
@@ -27,6 +31,14 @@ def _option(*names: str, help: str, panel: str, **settings: Any) -> Any:
 
 _DATA, _MODEL, _RECIPE, _RUN = "Data", "Model", "Recipe", "Run"
 
+Recipe = Annotated[
+    str | None,
+    _option(
+        panel=_RECIPE,
+        help="A named set of defaults, which other options override. "
+        + " ".join(f"{name}: {describe(name)}." for name in RECIPES),
+    ),
+]
 Task = Annotated[str, _option(panel=_DATA, help=f"What to learn: {', '.join(TASK_NAMES)}.")]
 Data = Annotated[
     str | None,
@@ -105,6 +117,14 @@ TestSize = Annotated[
     ),
 ]
 SplitSeed = Annotated[int, _option(panel=_DATA, help="Another number, another split.")]
+Augment = Annotated[
+    int,
+    _option(
+        panel=_DATA,
+        metavar="N",
+        help="Add N altered copies of each training text: a tenth of the words dropped or moved.",
+    ),
+]
 Model = Annotated[
     str | None,
     _option(
@@ -210,6 +230,32 @@ WarmupSteps = Annotated[
     int | None, _option(panel=_RECIPE, help="The same as a number of steps; goes first.")
 ]
 WeightDecay = Annotated[float, _option(panel=_RECIPE, help="Weight decay of AdamW.")]
+LabelSmoothing = Annotated[
+    float,
+    _option(
+        panel=_RECIPE,
+        help="Share of each label that is spread over all classes; losses are then smoothed too.",
+    ),
+]
+EvalSteps = Annotated[
+    int | None,
+    _option(panel=_RECIPE, help="Evaluate every N steps. Default: after each epoch."),
+]
+Patience = Annotated[
+    int | None,
+    _option(
+        panel=_RECIPE,
+        help="Stop after N evaluations without a better validation metric. Default: never.",
+    ),
+]
+Keep = Annotated[
+    str,
+    _option(
+        panel=_RECIPE,
+        help="The model to keep: best, by the validation metric, or last. Without a validation "
+        "set, the last.",
+    ),
+]
 Bf16 = Annotated[bool, _option("--bf16", panel=_RECIPE, help="Compute in bfloat16 (autocast).")]
 Seed = Annotated[
     int, _option(panel=_RECIPE, help="Seed of the new head, of the order of texts and of dropout.")
@@ -238,7 +284,8 @@ Resume = Annotated[
 SaveSteps = Annotated[
     int | None,
     _option(
-        panel=_RUN, help="Steps between checkpoints to resume from. Default: after each epoch."
+        panel=_RUN,
+        help="Steps between checkpoints to resume from, beside those of the evaluations.",
     ),
 ]
 CompareSteps = Annotated[
@@ -257,6 +304,14 @@ Threads = Annotated[
 Device = Annotated[
     str, _option(panel=_RUN, help='"cpu", "cuda", or "auto": a GPU if torch can use one.')
 ]
+Tensorboard = Annotated[
+    bool | None,
+    _option(
+        "--tensorboard/--no-tensorboard",
+        panel=_RUN,
+        help="Write the curves for TensorBoard too. Default: if it is installed.",
+    ),
+]
 Progress = Annotated[
     bool, _option("--progress/--quiet", panel=_RUN, help="Print progress and results.")
 ]
@@ -265,6 +320,7 @@ Debug = Annotated[bool, _option("--debug", panel=_RUN, help="Show the traceback 
 
 def finetune(
     context: typer.Context,
+    recipe: Recipe = None,
     task: Task = _DEFAULT.task,
     data: Data = None,
     text_column: TextColumn = None,
@@ -277,6 +333,7 @@ def finetune(
     validation_size: ValidationSize = None,
     test_size: TestSize = None,
     split_seed: SplitSeed = _DEFAULT.split_seed,
+    augment: Augment = _DEFAULT.augment,
     model: Model = None,
     dropout: Dropout = None,
     max_length: MaxLength = None,
@@ -296,6 +353,10 @@ def finetune(
     warmup_ratio: WarmupRatio = _DEFAULT.warmup_ratio,
     warmup_steps: WarmupSteps = None,
     weight_decay: WeightDecay = _DEFAULT.weight_decay,
+    label_smoothing: LabelSmoothing = _DEFAULT.label_smoothing,
+    eval_steps: EvalSteps = None,
+    patience: Patience = None,
+    keep: Keep = _DEFAULT.keep,
     bf16: Bf16 = False,
     seed: Seed = _DEFAULT.seed,
     output: Output = None,
@@ -306,28 +367,63 @@ def finetune(
     no_compare: NoCompare = False,
     threads: Threads = None,
     device: Device = _DEFAULT.device,
+    tensorboard: Tensorboard = None,
     progress: Progress = True,
     debug: Debug = False,
 ) -> None:
     """Fine-tune a BERT for a task, accelerated.
 
     Without options: a MiniLM on IMDB reviews, offline, in minutes on two cores. Saves an ordinary
-    checkpoint that plain Transformers loads, with metrics.json and run.json beside it.
+    checkpoint that plain Transformers loads, with its curves, figures and a model card. On several
+    processes: torchrun --nproc-per-node 2 -m fastattn finetune ...
     """
-    settings = {
-        name: value for name, value in context.params.items() if name not in ("debug", "no_compare")
-    }
-    if no_compare:
-        settings["compare_steps"] = 0
-    with clear_errors(debug):
-        settings["column"] = _columns(column or [])
-        config = FinetuneConfig(**settings)
+    with clear_errors(debug), one_message():
+        config = given_settings(context)
         config.check()
-        _require_transformers()
-        _quiet_transformers()
+        prepare_libraries()
         from fastattn.finetune import finetune as run
 
         run(config)
+
+
+def given_settings(context: typer.Context) -> FinetuneConfig:
+    """Returns the settings of the options that were given; a recipe has a say in the others."""
+    names = {field.name for field in dataclasses.fields(FinetuneConfig)}
+    given = {
+        name: value
+        for name, value in context.params.items()
+        # By its name: some versions of typer bring a click of their own.
+        if name in names and getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"
+    }
+    if "column" in given:
+        given["column"] = _columns(given["column"])
+    if context.params.get("no_compare"):
+        given["compare_steps"] = 0
+    return FinetuneConfig(**given)
+
+
+@contextlib.contextmanager
+def one_message() -> Iterator[None]:
+    """Of the processes of one run, lets one say what went wrong; the others end after it."""
+    try:
+        yield
+    except Exception as error:
+        # Imported only here: it needs torch, for which --help does not wait.
+        from fastattn.finetune import distributed
+
+        same_everywhere = not isinstance(error, RuntimeError)
+        if isinstance(error, distributed.OtherProcessError) or (
+            same_everywhere and not distributed.is_first_process()
+        ):
+            distributed.wait_for_the_message()
+            raise SystemExit(BAD_INPUT) from error
+        raise
+
+
+def prepare_libraries() -> None:
+    """Checks that what a run needs is installed, and leaves the screen to our own messages."""
+    _require_transformers()
+    _quiet_transformers()
 
 
 def _columns(given: list[str]) -> dict[str, str]:
@@ -346,7 +442,7 @@ def _require_transformers() -> None:
     import importlib.util
 
     needed = (
-        *("transformers", "accelerate", "datasets", "pandas"),
+        *("transformers", "accelerate", "datasets", "pandas", "matplotlib"),
         *("sacrebleu", "seqeval", "sklearn"),
     )
     missing = [name for name in needed if importlib.util.find_spec(name) is None]

@@ -1,12 +1,13 @@
 """The rows of each task: what they must hold, and how rows of a source become them.
 
-classification  {"text": str, "label": str}
-multilabel      {"text": str, "labels": [str, ...]}               sorted, may be empty
-token           {"tokens": [str, ...], "tags": [str, ...]}        IOB2
-qa              {"id": str, "context": str, "question": str,
-                 "answers": {"text": [str, ...], "answer_start": [int, ...]}}   empty: no answer
-mlm             {"text": str}
-translation     {"source": str, "target": str}
+classification        {"text": str, "label": str}
+multilabel            {"text": str, "labels": [str, ...]}         sorted, may be empty
+token-classification  {"tokens": [str, ...], "tags": [str, ...]}  IOB2
+question-answering    {"id": str, "context": str, "question": str,
+                       "answers": {"text": [str, ...], "answer_start": [int, ...]}}
+                                                                  empty: no answer
+masked-lm             {"text": str}
+translation           {"source": str, "target": str}
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from fastattn.errors import DataError
 COLUMNS: dict[str, tuple[str, ...]] = {
     "classification": ("text", "label"),
     "multilabel": ("text", "labels"),
-    "token": ("tokens", "tags"),
-    "qa": ("id", "context", "question", "answers"),
-    "mlm": ("text",),
+    "token-classification": ("tokens", "tags"),
+    "question-answering": ("id", "context", "question", "answers"),
+    "masked-lm": ("text",),
     "translation": ("source", "target"),
 }
 TASKS = tuple(COLUMNS)
@@ -395,8 +396,8 @@ def _translation(fields: Mapping[str, Any], layout: Layout) -> TaskRow:
 _BUILDERS: dict[str, Callable[[Mapping[str, Any], Layout], TaskRow]] = {
     "classification": _classification,
     "multilabel": _multilabel,
-    "token": _token,
-    "qa": _qa,
-    "mlm": _mlm,
+    "token-classification": _token,
+    "question-answering": _qa,
+    "masked-lm": _mlm,
     "translation": _translation,
 }

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fastattn.finetune.defaults import own_settings
+from fastattn.finetune.recipes import RECIPES
 from fastattn.finetune.tasks import DEFAULT_TASK, TASK_NAMES
 
 Size = int | Literal["all"]
@@ -25,9 +26,12 @@ class FinetuneConfig:
     default that depends on the data: the packaged reviews train on as many as make a good
     classifier in minutes on two cores, other data on all there is (:func:`fastattn.data.load`).
     The model and its recipe, where they are not given, are those of
-    :mod:`fastattn.finetune.defaults`.
+    :mod:`fastattn.finetune.defaults`. A named recipe (:data:`fastattn.finetune.recipes.RECIPES`)
+    goes before all these defaults, and what is given beside it before the recipe:
+    ``FinetuneConfig(recipe="imdb", epochs=2)``.
     """
 
+    recipe: str | None = None
     task: str = DEFAULT_TASK
     data: str | None = None
     text_column: str | None = None
@@ -40,6 +44,7 @@ class FinetuneConfig:
     validation_size: Size | None = None
     test_size: Size | None = None
     split_seed: int = 0
+    augment: int = 0
     model: str = _OWN
     output: str | None = None
     overwrite: bool = False
@@ -52,6 +57,7 @@ class FinetuneConfig:
     warmup_ratio: float = 0.1
     warmup_steps: int | None = None
     weight_decay: float = 0.01
+    label_smoothing: float = 0.0
     dropout: float | None = None
     max_length: int = _OWN
     mlm_probability: float = 0.15
@@ -63,14 +69,28 @@ class FinetuneConfig:
     threshold: float = 0.5
     bf16: bool = False
     seed: int = 0
+    eval_steps: int | None = None
+    patience: int | None = None
+    keep: str = "best"
     save_steps: int | None = None
     patch: bool = True
     device: str = "auto"
     threads: int | None = None
     compare_steps: int = 5
+    tensorboard: bool | None = None
     progress: bool = True
 
+    def __new__(cls, *args: Any, **given: Any) -> FinetuneConfig:
+        config = super().__new__(cls)
+        # The rest has its default, which a recipe replaces.
+        config.__dict__["_given"] = frozenset(given)
+        return config
+
     def __post_init__(self) -> None:
+        given = self.__dict__.pop("_given", ())
+        for name, value in RECIPES.get(self.recipe or "", {}).items():
+            if name not in given:
+                setattr(self, name, value)
         for name, value in own_settings(self.task, self.model).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -85,6 +105,12 @@ class FinetuneConfig:
             raise ValueError(
                 "finetune: overwrite must not be given together with resume; got both. "
                 "Choose to start again or to go on."
+            )
+        if self.patience is not None and (self.keep != "best" or self.validation_size == 0):
+            raise ValueError(
+                "finetune: patience must be given together with a validation set and with "
+                f"keep='best'; got validation_size={self.validation_size!r} and "
+                f"keep={self.keep!r}. Leave --patience out to train to the end."
             )
 
     def as_dict(self) -> dict[str, Any]:
@@ -115,13 +141,14 @@ _Rule = tuple[str, Callable[[Any], bool], str]
 
 
 def _rules() -> Iterator[_Rule]:
+    yield "recipe", lambda x: x is None or x in RECIPES, f"one of {', '.join(RECIPES)}"
     yield "task", lambda x: x in TASK_NAMES, f"one of {', '.join(TASK_NAMES)}"
     for field in ("batch_size", "eval_batch_size", "num_beams"):
         yield field, lambda x: _whole(x, 1), "a whole number of at least 1"
     yield "max_answer_length", lambda x: _whole(x, 1), "a whole number of at least 1"
-    for field in ("max_steps", "save_steps", "threads"):
+    for field in ("max_steps", "save_steps", "eval_steps", "patience", "threads"):
         yield field, lambda x: x is None or _whole(x, 1), "a whole number of at least 1"
-    for field in ("seed", "split_seed", "compare_steps"):
+    for field in ("seed", "split_seed", "compare_steps", "augment"):
         yield field, lambda x: _whole(x, 0), "a whole number of at least 0"
     for field in ("warmup_steps", "stride"):
         yield field, lambda x: x is None or _whole(x, 0), "a whole number of at least 0"
@@ -138,6 +165,12 @@ def _rules() -> Iterator[_Rule]:
     )
     for field in ("weight_decay", "warmup_ratio"):
         yield field, lambda x: _number(x) and 0 <= x <= 1, "between 0 and 1"
+    yield (
+        "label_smoothing",
+        lambda x: _number(x) and 0 <= x < 1,
+        "at least 0 and below 1 (0.1 is usual)",
+    )
+    yield "keep", lambda x: x in ("best", "last"), '"best" or "last"'
     yield (
         "mlm_probability",
         lambda x: _number(x) and 0.01 <= x <= 0.9,

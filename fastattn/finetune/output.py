@@ -2,7 +2,10 @@
 
 run.json                 command, settings, versions, machine, split; written first
 checkpoints/             the Trainer's own checkpoints, for --resume
+tensorboard/             curves in TensorBoard's format, if it is installed
 config.json, model.safetensors, tokenizer files: the model, whole or not there at all
+curves.png               loss, metric, learning rate and speed by step
+README.md                the model card; one that this command did not write is left alone
 metrics.json             every figure of the run; written last
 """
 
@@ -20,6 +23,11 @@ from typing import Any
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
 CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+CURVES_FILE = "curves.png"
+DATABASE = "search.db"
+SEARCH_FILE = "search.json"
+TRIALS = "trials"
 _STAGING = ".fastattn-partial"  # the model is written here and moved when it is whole
 
 # Any of these shows that a folder holds a run or a model already.
@@ -27,6 +35,7 @@ _RESULTS = (
     *(RUN_FILE, METRICS_FILE, CHECKPOINTS, "config.json", "model.safetensors"),
     *("model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+    *(CURVES_FILE, TENSORBOARD, DATABASE, SEARCH_FILE),
 )
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _DEFAULT_ROOT = "runs"
@@ -96,21 +105,47 @@ class OutputFolder:
             )
         return checkpoint
 
+    def check_search(self) -> None:
+        """Raises a ValueError unless there is a search to go on with."""
+        if not (self.path / DATABASE).is_file():
+            raise ValueError(
+                f"search: output must hold a search to resume; got {self.path} without "
+                f"{DATABASE}. Leave --resume out to start."
+            )
+
     def read_run(self) -> dict[str, Any]:
         """Returns what run.json holds, nothing if it is not there or broken."""
+        return self.read_json(RUN_FILE)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Returns what a file holds, nothing if it is not there or broken."""
         try:
-            run = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return run if isinstance(run, dict) else {}
+        return content if isinstance(content, dict) else {}
 
     def start(self, resume: bool) -> None:
-        """Makes the folder; a run that starts afresh drops the checkpoints of the one before."""
+        """Makes the folder; a run that starts afresh drops checkpoints and curves of the last."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if not resume and self.checkpoints.is_dir():
+        if resume:
+            return
+        if self.checkpoints.is_dir():
             for entry in self.checkpoints.iterdir():
                 if _CHECKPOINT.fullmatch(entry.name):
                     shutil.rmtree(entry)
+        for entry in (self.path / TENSORBOARD).glob("events.out.tfevents.*"):
+            entry.unlink()
+
+    def start_search(self, resume: bool) -> None:
+        """Makes the folder; a search that starts afresh forgets the trials of the one before."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            for name in (DATABASE, SEARCH_FILE):
+                (self.path / name).unlink(missing_ok=True)
+            for run in (self.path / TRIALS).glob(f"*/{RUN_FILE}"):
+                if run.parent.name.isdigit():
+                    shutil.rmtree(run.parent)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Writes a file in one move, so that it is never half there."""
@@ -139,21 +174,21 @@ class OutputFolder:
         return names
 
 
-def choose_folder(output: str | None, resume: bool) -> OutputFolder:
-    """Returns the folder to use: ``output``, or the first runs/finetune-N that is free.
+def choose_folder(output: str | None, resume: bool, stem: str = "finetune") -> OutputFolder:
+    """Returns the folder to use: ``output``, or the first runs/<stem>-N that is free.
 
     With resume and no output: the last one that is there.
     """
     if output is not None:
         return OutputFolder(Path(output).expanduser())
     number = 1
-    while (_default(number)).exists():
+    while _default(stem, number).exists():
         number += 1
-    return OutputFolder(_default(max(1, number - 1) if resume else number))
+    return OutputFolder(_default(stem, max(1, number - 1) if resume else number))
 
 
-def _default(number: int) -> Path:
-    return Path(_DEFAULT_ROOT) / f"finetune-{number}"
+def _default(stem: str, number: int) -> Path:
+    return Path(_DEFAULT_ROOT) / f"{stem}-{number}"
 
 
 def _check_writable(path: Path) -> None:

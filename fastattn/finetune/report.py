@@ -11,6 +11,9 @@ import torch
 from rich.console import Console
 
 from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.curves import writes_tensorboard
+from fastattn.finetune.distributed import Processes
+from fastattn.finetune.output import CURVES_FILE
 from fastattn.finetune.tasks import DEFAULT_TASK
 from fastattn.finetune.tasks.base import Task, TaskData
 
@@ -23,6 +26,7 @@ def print_start(
     data: TaskData,
     model: Any,
     patch_report: str | None,
+    processes: Processes,
 ) -> None:
     """Says what is about to be trained, on what, and with which kernels."""
     sizes = data.report["sizes"]
@@ -52,18 +56,32 @@ def print_start(
     _print(console, f"kernels   {first}; {torch.get_num_threads()} threads")
     _print(
         console,
-        f"training  {config.epochs:g} epoch(s), batch size {config.batch_size}, at most "
+        f"training  {config.epochs:g} epoch(s), batch size {_batch(config, processes)}, at most "
         f"{config.max_length} tokens a text, learning rate {config.learning_rate:g}, "
         f"seed {config.seed}",
     )
+    for line in _choosing(config, task, data):
+        _print(console, f"          {line}")
+    if processes.size > 1 and config.patch and config.compare_steps > 0:
+        _print(console, "          no comparison with stock Transformers: it is for one process")
+    _print(console, f"curves    {CURVES_FILE}; {_tensorboard(config, folder)}")
     _print(console, f"output    {folder}\n")
+
+
+def print_note(console: Console, note: str) -> None:
+    """Says what else the user should know."""
+    _print(console, f"note: {note}")
 
 
 def print_result(console: Console, task: Task, metrics: dict[str, Any], folder: Path) -> None:
     """Prints the figures of a run, and what to type next."""
-    rows = [(f"test {task.metric.replace('_', ' ')}", _score(task, metrics))]
-    if task.further_metrics:
+    metric = task.metric.replace("_", " ")
+    validation = metrics[f"validation_{task.metric}"]
+    rows = [(f"test {metric}", _score(task, metrics))] if "test_loss" in metrics else []
+    if task.further_metrics and rows:
         rows.append(("", _further(task, metrics)))
+    if validation is not None:
+        rows.append(("validation", f"{metric} {validation:.3f}, {_kept(metrics)}"))
     rows += [
         (
             "training",
@@ -71,12 +89,11 @@ def print_result(console: Console, task: Task, metrics: dict[str, Any], folder: 
             f"{task.examples}, "
             f"{metrics['train_tokens_per_second']:,.0f} tokens/s (padding not counted)",
         ),
-        (
-            "evaluation",
-            f"{metrics['test_seconds']:.1f} s, {metrics['test_tokens_per_second']:,.0f} tokens/s",
-        ),
         ("peak memory", _memory(metrics)),
     ]
+    if "test_loss" in metrics:
+        speed = f"{metrics['test_tokens_per_second']:,.0f} tokens/s"
+        rows.insert(-1, ("evaluation", f"{metrics['test_seconds']:.1f} s, {speed}"))
     if "compare" in metrics:
         rows += [
             ("training step" if index == 0 else "", line)
@@ -88,6 +105,47 @@ def print_result(console: Console, task: Task, metrics: dict[str, Any], folder: 
     for name, words in rows:
         _print(console, f"{name:15}{words}")
     _print(console, _next_steps(task, folder))
+
+
+def _batch(config: FinetuneConfig, processes: Processes) -> str:
+    """The number of texts in a step, all processes together."""
+    if processes.size == 1:
+        return str(config.batch_size)
+    total = config.batch_size * processes.size
+    return f"{total} ({config.batch_size} in each of {processes.size} processes)"
+
+
+def _choosing(config: FinetuneConfig, task: Task, data: TaskData) -> list[str]:
+    """What is done against overfitting, and which model is kept."""
+    extras = []
+    if config.label_smoothing > 0:
+        extras.append(f"labels smoothed by {config.label_smoothing:g}")
+    if config.augment > 0:
+        extras.append(f"{config.augment} altered copies of each training text")
+    lines = [", ".join(extras)] if extras else []
+    if data.validation:
+        metric = task.metric.replace("_", " ")
+        every = "epoch" if config.eval_steps is None else f"{config.eval_steps} steps"
+        kept = f"the best by validation {metric}" if config.keep == "best" else "the last model"
+        stop = ""
+        if config.patience is not None:
+            stop = f"; stops after {config.patience} evaluation(s) without a better one"
+        lines.append(f"evaluates every {every}, keeps {kept}{stop}")
+    return lines
+
+
+def _tensorboard(config: FinetuneConfig, folder: Path) -> str:
+    if writes_tensorboard(config.tensorboard):
+        return f"tensorboard --logdir {shlex.quote(str(folder))}"
+    if config.tensorboard is False:
+        return "not for TensorBoard"
+    return "not for TensorBoard, which is not installed (pip install tensorboard)"
+
+
+def _kept(metrics: dict[str, Any]) -> str:
+    steps, kept = metrics["train_steps"], metrics["kept_step"]
+    early = ", where training stopped early" if metrics["stopped_early"] else ""
+    return f"of the model kept, after step {kept:,} of {steps:,}{early}"
 
 
 def _classes(data: TaskData) -> str:
@@ -151,7 +209,7 @@ def _next_steps(task: Task, folder: Path) -> str:
     # Not indented: Python would refuse its second line.
     usage = task.usage(folder)
     return f"""
-Saved in {folder}: the model and its tokenizer, metrics.json, run.json.
+Saved in {folder}: the model and its tokenizer, curves.png, metrics.json, run.json, README.md.
 
 What to type next (activate the environment first if there is one: . .venv/bin/activate)
   Use it, with plain Transformers:

@@ -6,7 +6,9 @@ import datetime
 import resource
 import shlex
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +17,19 @@ from rich.console import Console
 from transformers import Trainer, set_seed
 
 from fastattn import environment
+from fastattn.data.augment import augment
+from fastattn.finetune import card, curves, distributed, report
 from fastattn.finetune import model as models
-from fastattn.finetune import report
 from fastattn.finetune.compare import compare_steps
 from fastattn.finetune.config import FinetuneConfig
-from fastattn.finetune.output import METRICS_FILE, RUN_FILE, OutputFolder, choose_folder
+from fastattn.finetune.distributed import Processes
+from fastattn.finetune.output import (
+    CURVES_FILE,
+    METRICS_FILE,
+    RUN_FILE,
+    OutputFolder,
+    choose_folder,
+)
 from fastattn.finetune.tasks import get_task
 from fastattn.finetune.tasks.base import Encoded, Task, TaskData
 from fastattn.finetune.training import choose_device, evaluate, make_trainer, train
@@ -27,21 +37,24 @@ from fastattn.finetune.training import choose_device, evaluate, make_trainer, tr
 # Settings that a resumed run may change: they do not change what the steps so far have done.
 _MAY_CHANGE = {
     *("output", "overwrite", "resume", "progress", "threads", "compare_steps", "device"),
-    *("epochs", "max_steps", "save_steps", "eval_batch_size"),
+    *("epochs", "max_steps", "save_steps", "eval_batch_size", "tensorboard"),
+    "recipe",  # a name: what it sets is compared
 }
 
 
 class FinetuneResult(NamedTuple):
-    """Where a run was saved, and its figures: what metrics.json holds."""
+    """Where a run was saved, its figures (what metrics.json holds), and what was logged."""
 
     output: Path
     metrics: dict[str, Any]
+    history: curves.History = ()
 
 
 class _Prepared(NamedTuple):
     """All that a run needs, checked."""
 
     folder: OutputFolder
+    before: dict[str, Any]  # run.json of the run before
     checkpoint: Path | None  # to resume from
     task: Task
     data: TaskData
@@ -51,45 +64,55 @@ class _Prepared(NamedTuple):
     patch_report: str | None
 
 
-def finetune(config: FinetuneConfig, console: Console | None = None) -> FinetuneResult:
+def finetune(
+    config: FinetuneConfig,
+    console: Console | None = None,
+    *,
+    test: bool = True,
+    train_on_validation: bool = False,
+) -> FinetuneResult:
     """Fine-tunes a model for a task and saves an ordinary checkpoint.
 
-    Everything that can be wrong is checked before anything is written or trained.
+    Everything that can be wrong is checked before anything is written or trained. Where a
+    launcher started several processes, all of them call this with the same settings; the first
+    one prints and writes.
 
     Args:
         console: where progress and results are printed. Default: standard output, or nowhere if
             ``config.progress`` is off.
+        test: evaluate on the test set. A search does so for its winner only.
+        train_on_validation: add the validation set to the training set, once all is chosen.
 
     Raises:
         ValueError: a setting, the model or the output folder breaks its rule.
         DataError: the data cannot be used.
         PatchError: fastattn cannot accelerate the model; ``patch=False`` trains it as it is.
+        ImportError: a library that is needed is not installed.
+        OtherProcessError: another process of the run failed.
     """
     started = time.perf_counter()
-    console = console or Console(quiet=not config.progress, highlight=False)
-    config.check()
-    choose_device(config)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    prepared = _prepare(config, console)
-    folder = prepared.folder
-    before = folder.read_run()
-    record = _run_record(config, prepared)
-    if config.resume:
-        earlier = [*before.get("earlier_commands", []), before.get("command")]
-        record["earlier_commands"] = earlier
-    replaced = before.get("files", [])
-    folder.start(config.resume)
-    folder.write_json(RUN_FILE, {**record, "files": replaced})
-
-    metrics, trainer, train_set = _train(config, prepared)
+    processes = distributed.join(on_cpu=config.device == "cpu" or not torch.cuda.is_available())
+    if not processes.is_first:
+        config, console = replace(config, progress=False), None
+    screen = console or Console(quiet=not config.progress, highlight=False)
+    prepared = processes.together(
+        lambda: _prepare(config, screen, processes, test, train_on_validation)
+    )
+    folder, replaced = prepared.folder, prepared.before.get("files", [])
+    record = _run_record(config, prepared, processes)
+    processes.together(lambda: _start(config, prepared, record, processes))
+    with processes.in_step():
+        metrics, trainer, train_set = _train(config, prepared, processes, test)
+    history = trainer.state.log_history
+    if not processes.is_first:
+        return FinetuneResult(folder.path, metrics, history)
     record["files"] = folder.save(
-        lambda staging: _save(trainer.model, prepared.tokenizer, staging), replaced
+        lambda staging: _save(trainer, prepared, history, metrics, staging), replaced
     )
     # Before the comparison, which could fail: what was trained is not lost.
     folder.write_json(METRICS_FILE, metrics)
     folder.write_json(RUN_FILE, {**record, "status": "trained"})
-    if config.patch and config.compare_steps > 0:
+    if config.patch and config.compare_steps > 0 and processes.size == 1:
         del trainer  # and its optimizer, to make room for two more models
         prepared.model.to("cpu")
         metrics["compare"] = compare_steps(
@@ -97,37 +120,140 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         )
     metrics["total_seconds"] = time.perf_counter() - started
     folder.write_json(METRICS_FILE, metrics)
+    if not card.write(folder.path, config, prepared.task, record, metrics):
+        report.print_note(screen, f"{card.CARD_FILE} in {folder.path} is yours, and was left alone")
     folder.write_json(RUN_FILE, {**record, "status": "finished", "finished": _now()})
-    report.print_result(console, prepared.task, metrics, folder.path)
-    return FinetuneResult(folder.path, metrics)
+    report.print_result(screen, prepared.task, metrics, folder.path)
+    return FinetuneResult(folder.path, metrics, history)
 
 
-def _prepare(config: FinetuneConfig, console: Console) -> _Prepared:
+def evaluate_saved(config: FinetuneConfig, folder: Path) -> dict[str, Any]:
+    """Evaluates the model of a run on its test set, and adds the figures to what is saved there.
+
+    Args:
+        config: the settings of the run.
+        folder: what it saved.
+
+    Returns:
+        The figures of the run and of the test, as metrics.json then holds them.
+    """
+    task, output = get_task(config.task), OutputFolder(folder)
+    data = task.load_data(config)
+    tokenizer = task.load_tokenizer(str(folder), data, config)
+    model = task.load_model(str(folder), tokenizer, data, config)
+    if config.patch:
+        models.accelerate(model)
+    test = task.encode(data.test, tokenizer, config)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer, _ = make_trainer(config, task, model, tokenizer, test, None, Path(scratch))
+        figures = _test_figures(trainer, task, data, test)
+    metrics = {**output.read_json(METRICS_FILE), **figures}
+    output.write_json(METRICS_FILE, metrics)
+    card.write(folder, config, task, output.read_run(), metrics)
+    return metrics
+
+
+def _prepare(
+    config: FinetuneConfig,
+    console: Console,
+    processes: Processes,
+    test: bool,
+    train_on_validation: bool,
+) -> _Prepared:
+    config.check()
+    choose_device(config)
+    curves.require_libraries(config.tensorboard)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     folder = choose_folder(config.output, config.resume)
-    checkpoint = None
+    checkpoint, before = None, folder.read_run()
     if config.resume:
         checkpoint = folder.check_resumable(config.as_dict(), _MAY_CHANGE)
+        _check_processes(before, processes)
     else:
         folder.check_free(config.overwrite)
     task = get_task(config.task)
+    _check_task(config, task)
     source = models.find_model(config.model)
     data = task.load_data(config)
+    if train_on_validation:
+        data = _with_validation(data)
+    if config.patience is not None and not data.validation:
+        raise ValueError(
+            f"finetune: patience must be given together with a validation set; got "
+            f"{config.patience} and data without one. Leave --patience out, or give the data a "
+            "validation set."
+        )
+    if not test and not data.validation:
+        raise ValueError(
+            f"search: data must have a validation set, which decides; got none in {config.data}. "
+            "Set --validation-size."
+        )
     tokenizer = task.load_tokenizer(source, data, config)
     set_seed(config.seed)  # a new head is drawn from it
     model = task.load_model(source, tokenizer, data, config)
     patch_report = models.accelerate(model) if config.patch else None
-    report.print_start(console, config, task, folder.path, data, model, patch_report)
-    return _Prepared(folder, checkpoint, task, data, tokenizer, model, source, patch_report)
+    report.print_start(console, config, task, folder.path, data, model, patch_report, processes)
+    return _Prepared(folder, before, checkpoint, task, data, tokenizer, model, source, patch_report)
 
 
-def _train(config: FinetuneConfig, prepared: _Prepared) -> tuple[dict[str, Any], Trainer, Encoded]:
+def _check_task(config: FinetuneConfig, task: Task) -> None:
+    """Refuses what this task cannot do."""
+    if config.label_smoothing > 0 and not task.can_smooth_labels:
+        raise ValueError(
+            f"finetune: label_smoothing must be 0 for the task {task.name}, whose labels are not "
+            f"single classes; got {config.label_smoothing!r}. Leave --label-smoothing out."
+        )
+    if config.augment > 0 and task.augmented_field is None:
+        raise ValueError(
+            f"finetune: augment must be 0 for the task {task.name}, whose labels depend on single "
+            f"words; got {config.augment!r}. Leave --augment out."
+        )
+
+
+def _check_processes(before: dict[str, Any], processes: Processes) -> None:
+    size = before.get("processes", processes.size)
+    if size != processes.size:
+        raise ValueError(
+            f"finetune: a run must be resumed with as many processes as before, {size}; got "
+            f"{processes.size}. Start as many, or start a new run in another folder."
+        )
+
+
+def _with_validation(data: TaskData) -> TaskData:
+    sizes = data.report["sizes"]
+    total = sizes["train"] + sizes["validation"]
+    report = {**data.report, "sizes": {**sizes, "train": total, "validation": 0}}
+    return data._replace(train=[*data.train, *data.validation], validation=[], report=report)
+
+
+def _start(
+    config: FinetuneConfig, prepared: _Prepared, record: dict[str, Any], processes: Processes
+) -> None:
+    """Begins to write."""
+    if not processes.is_first:
+        return
+    before = prepared.before
+    if config.resume:
+        record["earlier_commands"] = [*before.get("earlier_commands", []), before.get("command")]
+    prepared.folder.start(config.resume)
+    prepared.folder.write_json(RUN_FILE, {**record, "files": before.get("files", [])})
+
+
+def _train(
+    config: FinetuneConfig, prepared: _Prepared, processes: Processes, test: bool
+) -> tuple[dict[str, Any], Trainer, Encoded]:
     """Trains and evaluates; returns the figures, the Trainer and the training set."""
     task, data = prepared.task, prepared.data
-    train_set, validation, test = (
-        task.encode(examples, prepared.tokenizer, config) if examples else None
-        for examples in (data.train, data.validation, data.test)
+    examples = data.train
+    if config.augment > 0:
+        assert task.augmented_field is not None
+        examples = augment(examples, task.augmented_field, config.augment, config.seed)
+    train_set, validation, test_set = (
+        task.encode(rows, prepared.tokenizer, config) if rows else None
+        for rows in (examples, data.validation, data.test)
     )
-    assert train_set is not None and test is not None
+    assert train_set is not None and test_set is not None
     trainer, progress = make_trainer(
         config,
         task,
@@ -135,39 +261,65 @@ def _train(config: FinetuneConfig, prepared: _Prepared) -> tuple[dict[str, Any],
         prepared.tokenizer,
         train_set,
         validation,
-        prepared.folder.checkpoints,
+        prepared.folder.path,
+        processes.size,
     )
     train_loss = train(trainer, prepared.checkpoint)
-    result = evaluate(trainer, task, test)
-    baseline = task.baseline(data)
-    metrics: dict[str, Any] = {
+    metrics = {
         "task": task.name,
         "metric": task.metric,
-        **{f"test_{name}": value for name, value in result.metrics.items()},
-        "test_loss": result.loss,
-        f"test_{task.examples}": result.num_examples,
-        f"baseline_{task.metric}": baseline.score,
-        "baseline": baseline.words,
-        "notes": _notes(train=train_set, validation=validation, test=test),
-        f"validation_{task.metric}": _last(trainer, f"eval_{task.metric}"),
+        **(_test_figures(trainer, task, data, test_set) if test else {}),
+        **_choice(config, trainer, task),
+        "notes": _notes(train=train_set, validation=validation, test=test_set),
         "train_loss": train_loss,
         f"train_{task.examples}": len(data.train),
+        f"augmented_{task.examples}": len(examples) - len(data.train),
         "train_steps": trainer.state.global_step,
         "resumed_from_step": progress.first_step,
         "train_seconds": progress.train_seconds,
         "train_tokens": progress.tokens,
-        "train_tokens_per_second": progress.tokens / progress.train_seconds,
-        "test_seconds": result.seconds,
-        "test_tokens_per_second": result.num_tokens / result.seconds,
+        "train_tokens_per_second": progress.tokens_per_second,
         "tokens_counted": "without padding",
         "max_length": config.max_length,
         "batch_size": config.batch_size,
+        "processes": processes.size,
+        "global_batch_size": config.batch_size * processes.size,
         "device": str(trainer.args.device),
         "threads": torch.get_num_threads(),
         "patched": config.patch,
         **peak_memory(),
     }
     return metrics, trainer, train_set
+
+
+def _test_figures(trainer: Trainer, task: Task, data: TaskData, test: Encoded) -> dict[str, Any]:
+    result = evaluate(trainer, task, test)
+    baseline = task.baseline(data)
+    return {
+        **{f"test_{name}": value for name, value in result.metrics.items()},
+        "test_loss": result.loss,
+        f"test_{task.examples}": result.num_examples,
+        f"baseline_{task.metric}": baseline.score,
+        "baseline": baseline.words,
+        "test_seconds": result.seconds,
+        "test_tokens_per_second": result.num_tokens / result.seconds,
+    }
+
+
+def _choice(config: FinetuneConfig, trainer: Trainer, task: Task) -> dict[str, Any]:
+    """Which step's model was kept, how it did on the validation set, and whether training ended."""
+    history, state = trainer.state.log_history, trainer.state
+    steps, scores = curves.points(history, f"eval_{task.metric}")
+    kept = None
+    if scores:
+        best = max(scores) if task.greater_is_better else min(scores)
+        kept = scores.index(best) if config.keep == "best" else len(scores) - 1
+    return {
+        f"validation_{task.metric}": None if kept is None else scores[kept],
+        "validation_loss": None if kept is None else curves.points(history, "eval_loss")[1][kept],
+        "kept_step": state.global_step if kept is None else steps[kept],
+        "stopped_early": config.patience is not None and state.global_step < state.max_steps,
+    }
 
 
 def _notes(**sets: Encoded | None) -> list[str]:
@@ -186,18 +338,16 @@ def peak_memory() -> dict[str, int | None]:
     return {"peak_memory_bytes": resident, "peak_gpu_memory_bytes": gpu}
 
 
-def _last(trainer: Trainer, name: str) -> float | None:
-    values = [entry[name] for entry in trainer.state.log_history if name in entry]
-    return values[-1] if values else None
-
-
-def _run_record(config: FinetuneConfig, prepared: _Prepared) -> dict[str, Any]:
+def _run_record(
+    config: FinetuneConfig, prepared: _Prepared, processes: Processes
+) -> dict[str, Any]:
     """What is needed to understand a run later, or to do it again."""
     return {
         "status": "started",
         "started": _now(),
         "command": shlex.join(sys.argv),
         "settings": config.as_dict(),
+        "processes": processes.size,
         "output": str(prepared.folder.path.resolve()),
         "model": prepared.model_source,
         "label_names": prepared.data.label_names,
@@ -208,9 +358,17 @@ def _run_record(config: FinetuneConfig, prepared: _Prepared) -> dict[str, Any]:
     }
 
 
-def _save(model: Any, tokenizer: Any, folder: Path) -> None:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def _save(
+    trainer: Trainer,
+    prepared: _Prepared,
+    history: curves.History,
+    metrics: dict[str, Any],
+    folder: Path,
+) -> None:
+    trainer.model.save_pretrained(folder)
+    prepared.tokenizer.save_pretrained(folder)
+    kept = metrics["kept_step"] if prepared.data.validation else None
+    curves.draw(history, prepared.task.metric, kept, folder / CURVES_FILE)
 
 
 def _now() -> str:

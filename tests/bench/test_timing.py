@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from fastattn.bench import timing
@@ -26,12 +28,33 @@ def test_candidates_take_turns_and_the_first_one_changes() -> None:
         "fastattn": lambda: clock.takes("fastattn", 0.25),
         "sdpa": lambda: clock.takes("sdpa", 0.5),
     }
-    times_ms = timing.interleave(candidates, rounds=3, warmup=1, clock=clock)
+    stopwatch = partial(timing.by_clock, clock=clock)
+    times_ms = timing.interleave(candidates, rounds=3, warmup=1, stopwatch=stopwatch)
     assert times_ms == {"fastattn": [250.0] * 3, "sdpa": [500.0] * 3}
     # One untimed round, then three; the order alternates.
     first = clock.log[::2]
     assert len(clock.log) == 8
     assert first == ["sdpa", "fastattn", "sdpa", "fastattn"]
+
+
+def test_a_budget_ends_the_rounds_but_not_before_the_third() -> None:
+    clock = Clock()
+    candidates = {"fastattn": lambda: clock.takes("fastattn", 1.0)}
+    stopwatch = partial(timing.by_clock, clock=clock)
+    for budget_s, rounds in ((0.5, 3), (4.5, 5), (100.0, 9)):
+        times_ms = timing.interleave(candidates, 9, 0, stopwatch, budget_s)
+        assert len(times_ms["fastattn"]) == rounds
+
+
+def test_the_better_of_two_of_ours_is_the_ratio() -> None:
+    found = timing.compare({"fastattn-cuda": [2.0], "fastattn-triton": [1.0], "flex": [3.0]})
+    assert found["ratio"] == 3.0
+    assert found["ratios"] == {"fastattn-cuda": 1.5, "fastattn-triton": 3.0}
+
+
+def test_without_peers_there_is_no_ratio() -> None:
+    found = timing.compare({"fastattn": [2.0]})
+    assert found["best_peer"] is None and found["ratio"] is None
 
 
 def test_a_ratio_is_the_best_peer_by_ours() -> None:

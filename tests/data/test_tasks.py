@@ -82,37 +82,38 @@ def test_iob2_stays_as_it_is(tags: list[str]) -> None:
 
 
 def test_tokens() -> None:
-    result = task_row("token", {"tokens": ["a", "b"], "tags": ["I-X", "O"]})
+    result = task_row(TOKENS, {"tokens": ["a", "b"], "tags": ["I-X", "O"]})
     assert result.row == {"tokens": ["a", "b"], "tags": ["B-X", "O"]}
     assert result.repairs == ("tags rewritten as IOB2",)
-    assert row("token", {"tokens": "a b", "tags": "B-X O"})["tokens"] == ["a", "b"]
-    named = row("token", {"tokens": ["a"], "tags": [1]}, labels={"1": "B-X"})
+    assert row(TOKENS, {"tokens": "a b", "tags": "B-X O"})["tokens"] == ["a", "b"]
+    named = row(TOKENS, {"tokens": ["a"], "tags": [1]}, labels={"1": "B-X"})
     assert named["tags"] == ["B-X"]
-    assert row("token", {"tokens": ["a"], "tags": ["NN"]}, plain_tags=True)["tags"] == ["NN"]
+    assert row(TOKENS, {"tokens": ["a"], "tags": ["NN"]}, plain_tags=True)["tags"] == ["NN"]
 
 
+TOKENS, QUESTIONS = "token-classification", "question-answering"
 QUESTION = {"id": 7, "context": "Ann saw Bob. Bob left.", "question": "Who?"}
 
 
 def test_questions() -> None:
     answers = {"text": ["Bob"], "answer_start": [13]}
     expected = {**QUESTION, "id": "7", "answers": answers}
-    assert row("qa", {**QUESTION, "answers": answers}) == expected
+    assert row(QUESTIONS, {**QUESTION, "answers": answers}) == expected
     listed = [{"text": "Bob", "answer_start": 13}]
-    assert row("qa", {**QUESTION, "answers": listed, "title": "x"}) == expected
+    assert row(QUESTIONS, {**QUESTION, "answers": listed, "title": "x"}) == expected
     without = {**QUESTION, "id": None, "answers": {"text": [], "answer_start": []}}
-    assert len(row("qa", without)["id"]) == 24
+    assert len(row(QUESTIONS, without)["id"]) == 24
 
 
 def test_an_answer_that_is_there_once_is_found() -> None:
     answers = {"text": ["Ann"], "answer_start": [3]}
-    result = task_row("qa", {**QUESTION, "answers": answers})
+    result = task_row(QUESTIONS, {**QUESTION, "answers": answers})
     assert result.row["answers"]["answer_start"] == [0]
     assert result.repairs == ("answer_start corrected",)
 
 
 def test_texts_and_translations() -> None:
-    assert row("mlm", {"text": "x", "label": 3}) == {"text": "x"}
+    assert row("masked-lm", {"text": "x", "label": 3}) == {"text": "x"}
     pair = {"translation": {"en": "cat", "fr": "chat"}}
     columns = {"source": "translation.en", "target": "translation.fr"}
     assert row("translation", pair, columns=columns) == {"source": "cat", "target": "chat"}
@@ -130,21 +131,22 @@ PROBLEMS = [
     ("classification", {"text": "x", "label": "3.25"}, "invalid", r"must be a class.*got 3.25"),
     ("classification", {"text": "x", "label": [1]}, "invalid", r"got \[1\]. Use --task multilabel"),
     ("multilabel", {"text": "x", "labels": 3}, "invalid", r"labels must be a list; got 3. Write"),
-    ("token", {"tokens": [], "tags": []}, "empty", r"must hold a token"),
-    ("token", {"tokens": ["a"], "tags": []}, "invalid", r"got 1 tokens and 0 tags"),
-    ("token", {"tokens": ["a"], "tags": ["PER"]}, "invalid", r"must be O, B-TYPE or I-TYPE; got "
+    (TOKENS, {"tokens": [], "tags": []}, "empty", r"must hold a token"),
+    (TOKENS, {"tokens": ["a"], "tags": []}, "invalid", r"got 1 tokens and 0 tags"),
+    (TOKENS, {"tokens": ["a"], "tags": ["PER"]}, "invalid", r"must be O, B-TYPE or I-TYPE; got "
      r"'PER'. Give it another name with --label-map PER=B-TYPE, or use --plain-tags"),
-    ("token", {"tokens": [" "], "tags": ["O"]}, "invalid", r"a token must be a text; got ' '"),
-    ("token", {"tokens": ["a"], "tags": [None]}, "no_label", r"must have a tag; got none for 'a'"),
-    ("token", {"tokens": 7, "tags": []}, "invalid", r"tokens must be a list; got 7"),
-    ("qa", {**QUESTION, "answers": {"text": ["Bob"], "answer_start": [2]}}, "invalid",
+    (TOKENS, {"tokens": [" "], "tags": ["O"]}, "invalid", r"a token must be a text; got ' '"),
+    (TOKENS, {"tokens": ["a"], "tags": [None]}, "no_label", r"must have a tag; got none for 'a'"),
+    (TOKENS, {"tokens": 7, "tags": []}, "invalid", r"tokens must be a list; got 7"),
+    (QUESTIONS, {**QUESTION, "answers": {"text": ["Bob"], "answer_start": [2]}}, "invalid",
      r"got 'Bob' at 2, where the context has 'n s'. Correct answer_start"),
-    ("qa", {**QUESTION, "answers": {"text": ["Eve"], "answer_start": [0]}}, "invalid",
+    (QUESTIONS, {**QUESTION, "answers": {"text": ["Eve"], "answer_start": [0]}}, "invalid",
      r"got 'Eve' at 0"),
-    ("qa", {**QUESTION, "answers": {"text": ["Ann"], "answer_start": []}}, "invalid",
+    (QUESTIONS, {**QUESTION, "answers": {"text": ["Ann"], "answer_start": []}}, "invalid",
      r"answers must hold texts and as many answer_start"),
-    ("qa", {**QUESTION, "answers": {"text": ["Ann"], "answer_start": [-3]}}, "invalid", r"as many"),
-    ("qa", {**QUESTION, "answers": "Ann"}, "invalid", r"as many answer_start; got 'Ann'"),
+    (QUESTIONS, {**QUESTION, "answers": {"text": ["Ann"], "answer_start": [-3]}}, "invalid",
+     r"as many"),
+    (QUESTIONS, {**QUESTION, "answers": "Ann"}, "invalid", r"as many answer_start; got 'Ann'"),
     ("translation", {"source": "x", "target": ""}, "empty", r"target must hold a text; got none"),
 ]  # fmt: skip
 
@@ -172,10 +174,10 @@ def test_an_unknown_task() -> None:
 def test_raw_files_give_rows_of_the_task(tmp_path: Path) -> None:
     (tmp_path / "train.conll").write_text("Ann I-PER\nleft O\n", encoding="utf-8")
     (tmp_path / "dev.conll").write_text("Bob B-PER\n\nEve PER\n", encoding="utf-8")
-    rows = read_task_rows(tmp_path / "train.conll", "token")
+    rows = read_task_rows(tmp_path / "train.conll", TOKENS)
     assert list(rows) == [("train", {"tokens": ["Ann", "left"], "tags": ["B-PER", "O"]})]
     with pytest.raises(DataError, match=r"/dev.conll, row 3: a tag must be O, .*; got 'PER'"):
-        list(read_task_rows(tmp_path, "token"))
+        list(read_task_rows(tmp_path, TOKENS))
 
 
 def test_classes_are_in_the_order_of_their_numbers() -> None:

@@ -1,4 +1,5 @@
 // The attention kernels behind one C function, for tests of kernels that were changed on purpose.
+// With FASTATTN_HOPPER those for Hopper.
 #include <cmath>
 #include <cstring>
 #include <exception>
@@ -6,8 +7,17 @@
 
 #include "cuda/attention.h"
 #include "emulator/control.h"
+#include "hopper/attention.h"
 
 using namespace fastattn;
+
+#ifdef FASTATTN_HOPPER
+const auto forward = cuda::hopper_attention_fwd;
+const auto backward = cuda::hopper_attention_bwd;
+#else
+const auto forward = cuda::attention_fwd;
+const auto backward = cuda::attention_bwd;
+#endif
 
 // Contiguous tensors of float16, in the batch or, with cu_seqlens, the packed layout.
 struct Call {
@@ -63,7 +73,7 @@ AttentionBwdParams params_of(const Call& call) {
   return params;
 }
 
-void run(const Call& call, bool backward) {
+void run(const Call& call, bool is_backward) {
   const int64_t q_rows = call.batch_size * call.seqlen_q * call.num_heads;
   const int64_t k_rows = call.batch_size * call.seqlen_k * call.num_heads_kv;
   const size_t row_bytes = call.head_dim * sizeof(uint16_t);
@@ -71,20 +81,20 @@ void run(const Call& call, bool backward) {
   buffers.add("q", call.q, q_rows * row_bytes, /*writable=*/false);
   buffers.add("k", call.k, k_rows * row_bytes, /*writable=*/false);
   buffers.add("v", call.v, k_rows * row_bytes, /*writable=*/false);
-  buffers.add("out", call.out, q_rows * row_bytes, /*writable=*/!backward);
-  buffers.add("lse", call.lse, q_rows * sizeof(float), /*writable=*/!backward);
+  buffers.add("out", call.out, q_rows * row_bytes, /*writable=*/!is_backward);
+  buffers.add("lse", call.lse, q_rows * sizeof(float), /*writable=*/!is_backward);
   buffers.add("seed", call.seed, sizeof(int64_t), /*writable=*/false);
   buffers.add("mask", call.key_padding_mask, call.batch_size * call.seqlen_k, /*writable=*/false);
   const size_t cu_seqlens_bytes = (call.num_sequences + 1) * sizeof(int32_t);
   buffers.add("cu_seqlens_q", call.cu_seqlens_q, cu_seqlens_bytes, /*writable=*/false);
   buffers.add("cu_seqlens_k", call.cu_seqlens_k, cu_seqlens_bytes, /*writable=*/false);
-  if (!backward) return cuda::attention_fwd(params_of(call), nullptr);
+  if (!is_backward) return forward(params_of(call), nullptr);
   buffers.add("dout", call.dout, q_rows * row_bytes, /*writable=*/false);
   buffers.add("dq", call.dq, q_rows * row_bytes, /*writable=*/true);
   buffers.add("dk", call.dk, k_rows * row_bytes, /*writable=*/true);
   buffers.add("dv", call.dv, k_rows * row_bytes, /*writable=*/true);
   buffers.add("delta", call.delta, q_rows * sizeof(float), /*writable=*/true);
-  cuda::attention_bwd(params_of(call), nullptr);
+  backward(params_of(call), nullptr);
 }
 
 }  // namespace
@@ -103,8 +113,8 @@ extern "C" const char* attention(const Call* call) {
   static std::string message;
   emulator::reset_counters();
   try {
-    run(*call, /*backward=*/false);
-    run(*call, /*backward=*/true);
+    run(*call, /*is_backward=*/false);
+    run(*call, /*is_backward=*/true);
   } catch (const std::exception& caught) {
     message = caught.what();
     return message.c_str();

@@ -316,8 +316,8 @@ BUGS = [
     Bug(
         "fwd: the same bits for every tile of keys",
         f"{FWD}.cu",
-        "drop(s[m][2 * k], s[m][2 * k + 1], dropout, tile_row, keys.col0 + 16 * k);",
-        "drop(s[m][2 * k], s[m][2 * k + 1], dropout, tile_row, keys.col0);",
+        "dropout.drop(s[m][2 * k], s[m][2 * k + 1], tile_row, keys.col0 + 16 * k);",
+        "dropout.drop(s[m][2 * k], s[m][2 * k + 1], tile_row, keys.col0);",
         WRONG,
     ),
     Bug(

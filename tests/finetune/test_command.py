@@ -10,12 +10,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from fastattn.cli.app import app
 from fastattn.finetune import FinetuneConfig, finetune
+from fastattn.finetune.recipes import RECIPES
 
 COMMAND = [sys.executable, "-c", "from fastattn.cli import main; main()", "finetune"]
 
@@ -27,6 +29,8 @@ def options(config: FinetuneConfig) -> list[str]:
         option = "--" + name.replace("_", "-")
         if name == "progress":
             given += ["--progress" if value else "--quiet"]
+        elif name == "tensorboard":
+            given += [] if value is None else ["--tensorboard" if value else "--no-tensorboard"]
         elif name == "patch":
             given += [] if value else ["--no-patch"]
         elif isinstance(value, bool):
@@ -62,6 +66,22 @@ def test_every_setting_has_an_option(config: FinetuneConfig) -> None:
     shown = CliRunner().invoke(app, ["finetune", "--help"], env={"COLUMNS": "200"}).output
     for name in config.as_dict():
         assert f"--{name.replace('_', '-')}" in shown
+
+
+def test_a_recipe_is_shown_and_recorded(config: FinetuneConfig, tmp_path: Path) -> None:
+    shown = CliRunner().invoke(app, ["finetune", "--help"], env={"COLUMNS": "200"}).output
+    assert "imdb: --data imdb --train-size all" in " ".join(shown.split()).replace("│ │ ", "")
+    sizes = ["--train-size", "24", "--validation-size", "8", "--test-size", "16"]
+    small = ["--data", config.data, "--model", config.model, "--max-length", "32", *sizes]
+    given = ["--batch-size", "8", "--no-compare", "--quiet", "--output", str(config.output)]
+    code, output = invoke("--recipe", "imdb", *small, *given)
+    assert code == 0, output
+    run = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    recipe = RECIPES["imdb"]
+    for name in ("epochs", "warmup_steps", "eval_batch_size", "learning_rate", "truncation_side"):
+        assert run["settings"][name] == recipe[name]
+    # Given, though it is what FinetuneConfig has without a recipe.
+    assert (run["settings"]["recipe"], run["settings"]["batch_size"]) == ("imdb", 8)
 
 
 def test_a_run_in_a_process_of_its_own(config: FinetuneConfig, tmp_path: Path) -> None:
@@ -100,11 +120,23 @@ def test_what_it_says_to_type_next_works(config: FinetuneConfig) -> None:
     assert classify("A film to remember. " * 50)[0]["label"] in ("0", "1")
 
 
-def test_a_killed_run_goes_on_to_the_same_model(config: FinetuneConfig, tmp_path: Path) -> None:
+EXTRAS: dict[str, dict[str, Any]] = {
+    "plain": {"validation_size": 0},
+    "choosing": {
+        **{"eval_steps": 5, "patience": 20, "label_smoothing": 0.1, "augment": 1},
+        **{"learning_rate": 1e-3, "max_steps": 60, "train_size": 20, "validation_size": 16},
+    },
+}
+
+
+@pytest.mark.parametrize("extras", EXTRAS)
+def test_a_killed_run_goes_on_to_the_same_model(
+    config: FinetuneConfig, tmp_path: Path, extras: str
+) -> None:
     from transformers import AutoModelForSequenceClassification
 
     # One thread, as in this process: the sums of torch depend on the number of threads.
-    config = replace(config, epochs=10.0, save_steps=2, validation_size=0, threads=1)
+    config = replace(config, epochs=10.0, save_steps=2, threads=1, **EXTRAS[extras])
     whole = finetune(replace(config, output=str(tmp_path / "whole")))
     process = subprocess.Popen(
         [*COMMAND, *options(config)],
@@ -113,7 +145,7 @@ def test_a_killed_run_goes_on_to_the_same_model(config: FinetuneConfig, tmp_path
         start_new_session=True,
     )
     folder = tmp_path / "run"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not list(folder.glob("checkpoints/checkpoint-*/trainer_state.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
@@ -129,7 +161,8 @@ def test_a_killed_run_goes_on_to_the_same_model(config: FinetuneConfig, tmp_path
         for path in (whole.output, folder)
     ]
     assert all(states[0][name].equal(value) for name, value in states[1].items())
-    assert resumed["test_loss"] == whole.metrics["test_loss"]
+    for name in ("test_loss", "validation_accuracy", "kept_step", "stopped_early"):
+        assert resumed[name] == whole.metrics[name]
 
 
 BAD = {
@@ -139,6 +172,8 @@ BAD = {
     "empty": (["--data", "{empty}"], "must have at least one row below its header"),
     "no label": (["--data", "{no_label}"], "every row must have a label; got none in row 2"),
     "too many": (["--train-size", "100"], "train_size must be at most the 36 different texts"),
+    "recipe": (["--recipe", "squad"], "recipe must be one of imdb; got 'squad'"),
+    "patience": (["--patience", "1", "--keep", "last"], "patience must be given together with"),
     "no model": (["--model", "/no/model"], "model must be a folder that exists"),
     "learning rate": (["--learning-rate", "0"], "learning_rate must be above 0"),
     "dropout": (["--dropout", "1"], "dropout must be at least 0 and below 1; got 1.0"),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fastattn.finetune import FinetuneConfig
+from fastattn.finetune.recipes import RECIPES
+from fastattn.finetune.search_config import SearchConfig
 
 
 def test_the_defaults_are_right() -> None:
@@ -36,6 +41,12 @@ def test_the_defaults_are_right() -> None:
         ("warmup_ratio", 1.5, "between 0 and 1"),
         ("dropout", 1.0, "at least 0 and below 1"),
         ("dropout", -0.1, "at least 0 and below 1"),
+        ("recipe", "squad", "one of imdb"),
+        ("augment", -1, "a whole number of at least 0"),
+        ("label_smoothing", 1.0, "at least 0 and below 1"),
+        ("eval_steps", 0, "a whole number of at least 1"),
+        ("patience", 0, "a whole number of at least 1"),
+        ("keep", "worst", '"best" or "last"'),
         ("mlm_probability", 0.0, "between 0.01 and 0.9"),
         ("mlm_probability", 1.0, "between 0.01 and 0.9"),
         ("num_beams", 0, "a whole number of at least 1"),
@@ -54,6 +65,66 @@ def test_a_setting_out_of_range(field: str, value: Any, rule: str) -> None:
 def test_overwrite_and_resume_exclude_each_other() -> None:
     with pytest.raises(ValueError, match=r"overwrite must not be given together with resume"):
         FinetuneConfig(overwrite=True, resume=True).check()
+
+
+@pytest.mark.parametrize("change", [{"keep": "last"}, {"validation_size": 0}])
+def test_patience_needs_what_it_watches(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"patience must be given together with a validation set"):
+        FinetuneConfig(patience=2, **change).check()
+
+
+def test_a_recipe_replaces_defaults_and_nothing_that_is_given() -> None:
+    config = FinetuneConfig(recipe="imdb", epochs=1.0, batch_size=8)
+    config.check()
+    assert (config.epochs, config.batch_size) == (1.0, 8)  # the second is a default, but given
+    assert (config.eval_batch_size, config.warmup_steps, config.weight_decay) == (64, 500, 0.01)
+    for again in (replace(config), copy.copy(config), pickle.loads(pickle.dumps(config))):
+        assert again == config
+    assert replace(config, epochs=2.0).epochs == 2.0
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_keeps_the_rules(name: str) -> None:
+    FinetuneConfig(recipe=name).check()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rates": ()}, "learning_rates must be different numbers above 0"),
+        ({"learning_rates": (1e-5, 2.0)}, "learning_rates must be different numbers above 0"),
+        ({"learning_rates": (1e-5, 1e-5)}, "learning_rates must be different numbers above 0"),
+        ({"sampler": "best"}, "sampler must be one of grid, tpe, random; got 'best'"),
+        ({"trials": 3}, "trials must be left out for a grid"),
+        ({"sampler": "tpe"}, "trials must be a whole number of at least 1 for the sampler tpe"),
+        (
+            {"sampler": "tpe", "trials": 2, "learning_rates": (1e-5,)},
+            "learning_rates must be a smallest and a largest for the sampler tpe",
+        ),
+        ({"workers": 0}, "workers must be a whole number of at least 1; got 0"),
+        ({"winner": "second"}, "winner must be one of reuse, retrain, none; got 'second'"),
+        ({"storage": "search.db"}, "storage must be a URL of a database"),
+    ],
+)
+def test_a_search_setting_out_of_range(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^search: {message}.*Set it with --"):
+        SearchConfig(**settings).check(FinetuneConfig())
+
+
+def test_a_search_needs_a_validation_set() -> None:
+    with pytest.raises(ValueError, match=r"search: validation_size must be at least 1"):
+        SearchConfig().check(FinetuneConfig(validation_size=0))
+
+
+def test_a_retrained_winner_cannot_stop_early() -> None:
+    with pytest.raises(ValueError, match=r"winner must be reuse or none with --patience"):
+        SearchConfig(winner="retrain").check(FinetuneConfig(patience=1))
+
+
+def test_a_search_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"search: a search must be started as one process; got 2"):
+        SearchConfig().check(FinetuneConfig())
 
 
 def test_the_task_and_the_model_have_settings_of_their_own() -> None:

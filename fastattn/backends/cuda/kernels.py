@@ -1,4 +1,4 @@
-"""From tensors to launches: what the backends "cuda" and "cuda-emulated" share.
+"""From tensors to launches: what the backends of the CUDA kernels share.
 
 Python allocates results and workspace; the kernels fill them, on torch's current stream. Nothing
 waits for the device: the seed and the lengths of sequences stay where they are.
@@ -30,6 +30,7 @@ class Kernels:
 
     NAME: str
     DEVICE_TYPE: str
+    ATTENTION = "cuda"  # the functions of the native module begin with it
     MIN_BFLOAT16 = (8, 0)  # older GPUs have no matrix instruction for it
 
     def unavailable_reason(self) -> str | None:
@@ -56,7 +57,7 @@ class Kernels:
             reasons.append(f"dtype must be float16 or bfloat16, got {call.dtype}")
         if call.dtype == torch.bfloat16 and not reasons:
             reasons += self._bfloat16_reasons()
-        largest = self.module.cuda_max_head_dim
+        largest = getattr(self.module, f"{self.ATTENTION}_max_head_dim")
         if call.head_dim > largest:
             reasons.append(f"head_dim must be at most {largest}, got {call.head_dim}")
         return reasons
@@ -103,7 +104,7 @@ class Kernels:
         kept, numbers = _native_options(q, k, *options)
         tensors = map(view, (out, lse, q, k, v))
         native = (*map(view, kept), *numbers)
-        self._run("cuda_attention_fwd", q.device, DTYPES[q.dtype], *tensors, native)
+        self._run(f"{self.ATTENTION}_attention_fwd", q.device, DTYPES[q.dtype], *tensors, native)
 
     def attention_bwd(
         self,
@@ -130,7 +131,7 @@ class Kernels:
         kept, numbers = _native_options(q, k, *options)
         tensors = map(view, (dq, dk, dv, part, delta, dout, dlse, q, k, v, out, lse))
         native = (*map(view, kept), *numbers)
-        self._run("cuda_attention_bwd", q.device, DTYPES[q.dtype], *tensors, native)
+        self._run(f"{self.ATTENTION}_attention_bwd", q.device, DTYPES[q.dtype], *tensors, native)
         if dbias is not None and part is not None and part is not dbias:
             dims = [i for i in (0, 1) if dbias.shape[i] != part.shape[i]]
             dbias.copy_(part.sum(dims, keepdim=True) if dims else part)

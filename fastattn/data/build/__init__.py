@@ -12,7 +12,7 @@ What happens, in this order (one module each):
     near        almost the same text: in one split, or once
     assign      rows -> train, validation, test
     suspects    labels that a simple model finds unlikely
-    balance     as many rows of each class, and varied copies, for training alone
+    balance     as many rows of each class, and altered copies, for training alone
     padding     what padding costs the model that trains on it
     report      all of it for people (HTML) and programs (JSON)
     folder      the data set appears whole or not at all

@@ -257,7 +257,7 @@ def _check(
     if len(names) < 2:
         raise DataError(
             f"data build: there must be at least two classes; got only {names[0]!r} in "
-            f"{len(splits):,} rows. Name another column with --label-column, or use --task mlm for "
+            f"{len(splits):,} rows. Name another column with --label-column, or use --task masked-lm for "
             "text without labels."
         )
     missing = set(strata.tolist()) - set(strata[splits == _TRAIN].tolist())

@@ -45,7 +45,7 @@ class BuildConfig:
             the source does not bring the split.
         seed: another number, another split.
         balance: "none", "downsample" or "upsample" the classes of the training split.
-        augment: varied copies of each training row.
+        augment: altered copies of each training row.
         format: of the splits, "jsonl" or "parquet".
         tokenizer: for the lengths in the report; "minilm-l6", a folder or a name on the Hub.
         max_length: tokens after which training will cut a text, for the report.
@@ -130,7 +130,7 @@ class BuildConfig:
             "label_columns": ("multilabel",),
             "balance": ("classification",),
             "augment": ("classification", "multilabel"),
-            "plain_tags": ("token",),
+            "plain_tags": ("token-classification",),
         }
         default = {x.name: x.default for x in dataclasses.fields(self)}
         for name, tasks in served.items():

@@ -126,7 +126,7 @@ def repair_row(task: str, row: dict[str, Any]) -> dict[str, Any] | None:
     In question answering, answers and their places are repaired with the context. A context whose
     parts do not repair to the same text as the whole stays as it is.
     """
-    if task == "qa":
+    if task == "question-answering":
         return _repair_question(row)
     changed: dict[str, Any] = {}
     for column, value in row.items():

@@ -269,9 +269,9 @@ class _Reader:
 
 def compared_text(task: str, row: dict[str, Any]) -> str:
     """Returns the text of a row by which near-duplicates are found and lengths are counted."""
-    if task == "token":
+    if task == "token-classification":
         return " ".join(row["tokens"])
-    if task == "qa":
+    if task == "question-answering":
         return str(row["context"])
     return str(row["source"] if task == "translation" else row["text"])
 
@@ -282,7 +282,7 @@ def row_key(seed: int, task: str, row: dict[str, Any]) -> bytes:
     It is the first half of the number by which :mod:`fastattn.data.splits` orders texts.
     """
     text = compared_text(task, row)
-    if task == "qa":
+    if task == "question-answering":
         text += f"\n{row['question']}"
     elif task == "translation":
         text += f"\n{row['target']}"
@@ -291,14 +291,14 @@ def row_key(seed: int, task: str, row: dict[str, Any]) -> bytes:
 
 def _own_group(task: str, row: dict[str, Any]) -> str | None:
     """What must not be in two splits beside the row itself: a context, a source sentence."""
-    return text_key(compared_text(task, row)) if task in ("qa", "translation") else None
+    return text_key(compared_text(task, row)) if task in ("question-answering", "translation") else None
 
 
 def _answer(task: str, row: dict[str, Any]) -> str:
     """What a row says of its text; two rows of a text that differ in it contradict each other."""
-    if task in ("mlm", "translation"):
+    if task in ("masked-lm", "translation"):
         return ""
-    column = {"classification": "label", "multilabel": "labels", "token": "tags", "qa": "answers"}
+    column = {"classification": "label", "multilabel": "labels", "token-classification": "tags", "question-answering": "answers"}
     value = row[column[task]]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -307,13 +307,13 @@ def _stratum(config: BuildConfig, row: dict[str, Any]) -> str:
     """The classes by which splits are stratified; of several, the rarest will be chosen."""
     if config.task == "classification":
         return str(row["label"])
-    if config.task == "token":
+    if config.task == "token-classification":
         tags = set(row["tags"])
         kinds = tags if config.plain_tags else {tag[2:] for tag in tags if tag != "O"}
         return SEPARATOR.join(sorted(kinds))
     if config.task == "multilabel":
         return SEPARATOR.join(row["labels"])
-    if config.task == "qa":
+    if config.task == "question-answering":
         return "answer" if row["answers"]["text"] else "no answer"
     return ""
 

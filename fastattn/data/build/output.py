@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fastattn.data.build.assign import SPLITS, Assigned
-from fastattn.data.build.balance import Balance, marked, variants
+from fastattn.data.augment import variants
+from fastattn.data.build.balance import Balance, marked
 from fastattn.data.build.config import BuildConfig
 from fastattn.data.build.ingest import SEPARATOR, row_key
 from fastattn.data.build.progress import Progress
@@ -49,12 +50,12 @@ class _Parquet:
         columns = {
             "classification": {"text": text, "label": text},
             "multilabel": {"text": text, "labels": texts},
-            "token": {"tokens": texts, "tags": texts},
-            "qa": {
+            "token-classification": {"tokens": texts, "tags": texts},
+            "question-answering": {
                 **{"id": text, "context": text, "question": text},
                 "answers": pyarrow.struct({"text": texts, "answer_start": starts}),
             },
-            "mlm": {"text": text},
+            "masked-lm": {"text": text},
             "translation": {"source": text, "target": text},
         }[task]
         if with_origin:
@@ -108,7 +109,7 @@ def names_of(config: BuildConfig, counts: dict[str, Counter[str]]) -> list[str]:
     labels = set().union(*counts.values())
     if config.task in ("classification", "multilabel") or config.plain_tags:
         return label_names(labels)
-    if config.task == "token":
+    if config.task == "token-classification":
         return ["O", *(f"{begin}-{kind}" for kind in sorted(labels) for begin in "BI")]
     return []
 
@@ -152,8 +153,8 @@ def write_splits(
                 for label in filter(None, kept.stratum.split(SEPARATOR)):
                     written.labels[split][label] += times
                 if split == "train" and times and config.augment:
-                    for varied in _augmented(config, store, row, kept.key):
-                        writers[split].write(marked(varied, "augmented"))
+                    for altered in _augmented(config, store, row, kept.key):
+                        writers[split].write(marked(altered, "augmented"))
                         written.augmented += 1
                         written.rows[split] += 1
                 advance(1)
@@ -175,14 +176,14 @@ def _writer(path: Path, config: BuildConfig, marks: bool) -> Writer:
 def _augmented(
     config: BuildConfig, store: Store, row: dict[str, Any], key: bytes
 ) -> Iterator[dict[str, Any]]:
-    """Varied copies of a row that are no row of the data themselves."""
+    """Altered copies of a row that are no row of the data themselves."""
     seen = {key}
     for text in variants(row["text"], key, config.augment):
-        varied = {**row, "text": text}
-        own = row_key(config.seed, config.task, varied)
+        altered = {**row, "text": text}
+        own = row_key(config.seed, config.task, altered)
         if own not in seen and not store.count("key = ?1 AND reason IS NULL", own):
             seen.add(own)
-            yield varied
+            yield altered
 
 
 def write_rejects(store: Store, folder: Path) -> None:

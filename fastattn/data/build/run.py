@@ -160,7 +160,7 @@ def _padding(
 
 def _pair(task: str, row: dict[str, Any]) -> tuple[str, str | None]:
     text = compared_text(task, row)
-    return (row["question"], text) if task == "qa" else (text, None)
+    return (row["question"], text) if task == "question-answering" else (text, None)
 
 
 def _describe(

@@ -2,7 +2,7 @@
 
     from fastattn.data.readers import read_rows
 
-    for record in read_rows("train.conll", task="token"):
+    for record in read_rows("train.conll", task="token-classification"):
         record.file, record.row, record.fields    # fields: {"tokens": [...], "tags": [...]}
 
 ``read_rows`` yields rows as they are in the file; :mod:`fastattn.data.tasks` turns them into the
@@ -66,7 +66,7 @@ def read_any_rows(
     """Yields the rows of one file; those that cannot be read as :class:`BadRow`.
 
     Args:
-        task: "token" reads ``.txt`` files as CoNLL; for the others they are lines of text.
+        task: "token-classification" reads ``.txt`` files as CoNLL; the others as lines of text.
         required: columns that a table must have.
 
     Raises:
@@ -82,7 +82,7 @@ def read_any_rows(
             yield from read_json(file.path, file.name, options)
         elif suffix == ".parquet":
             yield from read_parquet(file.path, file.name, options, required)
-        elif suffix != ".txt" or (task == "token" and not file.whole_file):
+        elif suffix != ".txt" or (task == "token-classification" and not file.whole_file):
             yield from read_conll(file.path, file.name, options)
         else:
             yield from _read_text(file, options)

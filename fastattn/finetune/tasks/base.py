@@ -86,6 +86,10 @@ class Task(ABC):
     greater_is_better: ClassVar[bool] = True
     # The metric is a share of the examples, and so has the interval of one.
     metric_is_share: ClassVar[bool] = False
+    # Labels are single classes in the column "labels", which the Trainer can smooth.
+    can_smooth_labels: ClassVar[bool] = False
+    # The text of a row that may be altered without altering its labels, for --augment.
+    augmented_field: ClassVar[str | None] = None
     trainer_class: ClassVar[type[Trainer]] = Trainer
     arguments_class: ClassVar[type[TrainingArguments]] = TrainingArguments
 

@@ -28,6 +28,8 @@ class Classification(Task):
     metric = "accuracy"
     further_metrics = ("macro_f1",)
     metric_is_share = True
+    can_smooth_labels = True
+    augmented_field = "text"
     auto_model = AutoModelForSequenceClassification
 
     def load_data(self, config: FinetuneConfig) -> TaskData:

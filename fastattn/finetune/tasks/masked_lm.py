@@ -35,7 +35,7 @@ from fastattn.finetune.tasks.rows import read_rows, split_rows
 _IGNORED = -100
 # Classes with a head for masked tokens.
 _HEADS = ("ForMaskedLM", "ForPreTraining")
-# Of the packaged reviews, where the settings do not say: some two minutes on two cores.
+# Of the packaged reviews, where the settings do not say: 150 steps or so.
 _PACKAGED_SIZES = {"train_size": 200, "validation_size": 10, "test_size": 60}
 
 

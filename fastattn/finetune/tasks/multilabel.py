@@ -28,6 +28,7 @@ class Multilabel(Task):
     own_file = ("posts.csv", "a CSV file")
     columns = "the columns text and labels, such as rude|insult"
     metric = "micro_f1"
+    augmented_field = "text"
     further_metrics = ("macro_f1", "exact_match")
     auto_model = AutoModelForSequenceClassification
 

@@ -277,7 +277,8 @@ def _window(example: int, sequence_ids: Sequence[int | None], offsets: Offsets) 
     passage = [token for token, sequence in enumerate(sequence_ids) if sequence == 1]
     if not passage:
         return None
-    return Window(example, passage[0], [tuple(offsets[token]) for token in passage])
+    spans = [(offsets[token][0], offsets[token][1]) for token in passage]
+    return Window(example, passage[0], spans)
 
 
 def _no_answer_token(input_ids: list[int], tokenizer: Any) -> int:

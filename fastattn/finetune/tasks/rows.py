@@ -25,8 +25,6 @@ from fastattn.errors import DataError
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.tasks.base import Example, TaskData
 
-# What the readers call the tasks that have longer names here.
-_READER_NAMES = {"masked-lm": "mlm", "token-classification": "token", "question-answering": "qa"}
 _SETS = ("train", "validation", "test")
 # Columns of ours that well-known data sets of the Hub call otherwise.
 _HUB_COLUMNS = {"tags": "ner_tags"}
@@ -65,13 +63,12 @@ def read_rows(task: str, data: str, columns: Mapping[str, str], **settings: Any)
     layout = Layout(columns=columns, **settings)
     if not path.exists() and path.suffix.lower() not in SUFFIXES and sources.may_be_hub_id(data):
         return rows_of_hub_sets(task, data, sources.download(data), layout)
-    name = _reader_name(task)
     records = (
         (file.split, record)
         for file in find_files(path)
-        for record in strict(read_any_rows(file, name, DEFAULT_OPTIONS, layout.required(name)))
+        for record in strict(read_any_rows(file, task, DEFAULT_OPTIONS, layout.required(task)))
     )
-    return _found(str(path), name, records, layout)
+    return _found(str(path), task, records, layout)
 
 
 def rows_of_hub_sets(task: str, name: str, sets: Mapping[str, Any], layout: Layout) -> Found:
@@ -88,7 +85,7 @@ def rows_of_hub_sets(task: str, name: str, sets: Mapping[str, Any], layout: Layo
     }
     layout = dataclasses.replace(layout, columns={**columns, **layout.columns})
     pairs = ((split, record) for split, record in read_hub_sets(name, sets) if split is not None)
-    return _found(name, _reader_name(task), pairs, layout)
+    return _found(name, task, pairs, layout)
 
 
 def drop_unlabelled(found: Found, target: Callable[[Example], Any]) -> Found:
@@ -153,10 +150,6 @@ def split_rows(
 
 def _count_rows(sets: Mapping[str, Sequence[_Group]]) -> dict[str, int]:
     return {name: sum(len(group.rows) for group in groups) for name, groups in sets.items()}
-
-
-def _reader_name(task: str) -> str:
-    return _READER_NAMES.get(task, task)
 
 
 def _found(

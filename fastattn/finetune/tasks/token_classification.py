@@ -48,6 +48,7 @@ class TokenClassification(Task):
     own_file = ("mine.conll", "a CoNLL file")
     columns = "a word and its tag in each line, and a blank line after each sentence"
     metric = "f1"
+    can_smooth_labels = True
     further_metrics = ("precision", "recall", "word_accuracy")
     auto_model = AutoModelForTokenClassification
 

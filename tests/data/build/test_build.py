@@ -78,8 +78,8 @@ def test_finetune_reads_the_splits_exactly(built: Build) -> None:
 
 
 def test_finetune_refuses_a_data_set_of_another_task(built: Build) -> None:
-    result = built([{"text": row["text"]} for row in reviews()], task="mlm", test_size=0)
-    with pytest.raises(DataError, match=r"which was built for mlm. Build it with --task classif"):
+    result = built([{"text": row["text"]} for row in reviews()], task="masked-lm", test_size=0)
+    with pytest.raises(DataError, match=r"which was built for masked-lm. Build it with --task classif"):
         data.load(str(result.folder))
     assert sum(1 for _ in read_split(result.folder, "train")) == 90
     with pytest.raises(DataError, match=r"must have a test split; got train, validation. Build"):

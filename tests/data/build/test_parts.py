@@ -11,7 +11,8 @@ import pytest
 
 from fastattn.data.build import BuildConfig
 from fastattn.data.build.assign import largest_remainder
-from fastattn.data.build.balance import Balance, variants
+from fastattn.data.augment import variants
+from fastattn.data.build.balance import Balance
 from fastattn.data.build.encoding import detect_encoding, repair_text
 from fastattn.data.build.padding import load_tokenizer, measure
 from fastattn.errors import DataError
@@ -153,8 +154,8 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"label_separator": ""}, r"label_separator must be at least one character"),
     ({"columns": {"tokens": "x"}}, r"column must name one of the columns text, label of .*'tokens'"),
     ({"encoding": "utf8000"}, r"encoding must be one that Python knows"),
-    ({"task": "mlm", "balance": "upsample"}, r"balance must be left out unless the task is classif"),
-    ({"task": "qa", "augment": 1}, r"augment must be left out unless the task is classification or"),
+    ({"task": "masked-lm", "balance": "upsample"}, r"balance must be left out unless the task is classif"),
+    ({"task": "question-answering", "augment": 1}, r"augment must be left out unless the task is classification or"),
     ({"label_columns": ("a",)}, r"label_columns must be left out unless the task is multilabel"),
     ({"plain_tags": True}, r"plain_tags must be left out unless the task is token"),
 ]

@@ -29,7 +29,7 @@ def test_token_classification_from_conll(built: Build, tmp_path: Path) -> None:
         sentences.append("\n".join(f"{w} {t}" for w, t in zip(words, tags, strict=True)))
     path = tmp_path / "all.conll"
     path.write_text("\n\n".join([*sentences, sentences[0]]), encoding="utf-8")
-    result = built([str(path)], task="token")
+    result = built([str(path)], task="token-classification")
     assert result.report["repairs"] == {"tags rewritten as IOB2": 41}
     assert result.description["label_names"] == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
     rows = every(result)
@@ -46,8 +46,8 @@ def test_plain_tags(built: Build) -> None:
     ]
     rows[0]["tags"][0] = "VB"
     with pytest.raises(DataError, match=r"row 1: a tag must be O, .*; got 'VB'.*--plain-tags"):
-        built(rows, task="token")
-    result = built(rows, task="token", plain_tags=True)
+        built(rows, task="token-classification")
+    result = built(rows, task="token-classification", plain_tags=True)
     assert result.description["label_names"] == ["NN", "VB"]
 
 
@@ -74,7 +74,7 @@ def test_questions_about_a_context_stay_in_one_split(built: Build, tmp_path: Pat
     document = squad(30)
     document["data"][0]["paragraphs"][3]["qas"][0]["answers"][0]["answer_start"] += 1
     path.write_text(json.dumps(document), encoding="utf-8")
-    result = built([str(path)], task="qa", test_size=0.2)
+    result = built([str(path)], task="question-answering", test_size=0.2)
     assert result.report["repairs"] == {"answer_start corrected": 1}
     contexts = [{row["context"] for row in result.rows(split)} for split in SPLITS]
     assert all(contexts) and sum(map(len, contexts)) == 30
@@ -84,7 +84,7 @@ def test_questions_about_a_context_stay_in_one_split(built: Build, tmp_path: Pat
         answers = row["answers"]
         for text, start in zip(answers["text"], answers["answer_start"], strict=True):
             assert row["context"][start : start + len(text)] == text
-    table = built([str(path)], "table", task="qa", test_size=0.2, format="parquet")
+    table = built([str(path)], "table", task="question-answering", test_size=0.2, format="parquet")
     assert list(read_split(table.folder, "test")) == result.rows("test")
 
 
@@ -95,8 +95,8 @@ def test_an_answer_that_is_not_there(built: Build, tmp_path: Path) -> None:
     path.write_text(json.dumps(document), encoding="utf-8")
     message = r"squad.json, row 5: an answer must be in the context at its answer_start; got 'no"
     with pytest.raises(DataError, match=message):
-        built([str(path)], task="qa")
-    assert built([str(path)], task="qa", bad_rows="reject").reasons == [(5, "invalid")]
+        built([str(path)], task="question-answering")
+    assert built([str(path)], task="question-answering", bad_rows="reject").reasons == [(5, "invalid")]
 
 
 def test_a_repaired_context_keeps_its_answers(built: Build) -> None:
@@ -111,7 +111,7 @@ def test_a_repaired_context_keeps_its_answers(built: Build) -> None:
         "question": "De qui?",
         "answers": {"text": ["RenÃ©e"], "answer_start": [start]},
     }
-    (row,) = [row for row in every(built(rows, task="qa")) if row["question"] == "De qui?"]
+    (row,) = [row for row in every(built(rows, task="question-answering")) if row["question"] == "De qui?"]
     assert row["context"] == "Le café très noir de Renée."
     assert row["answers"] == {"text": ["Renée"], "answer_start": [21]}
 
@@ -135,14 +135,14 @@ def test_masked_lm_takes_lines_and_files(built: Build, tmp_path: Path) -> None:
     texts = [row["text"] for row in reviews(30)]
     path = tmp_path / "lines.txt"
     path.write_text("\n\n".join(texts), encoding="utf-8")
-    result = built([str(path)], task="mlm")
+    result = built([str(path)], task="masked-lm")
     assert sorted(row["text"] for row in every(result)) == sorted(texts)
     assert result.description["label_names"] == []
     folder = tmp_path / "files"
     folder.mkdir()
     for i, text in enumerate(texts):
         (folder / f"{i}.txt").write_text(f"{text}\nand more\n", encoding="utf-8")
-    whole = built([str(folder)], "whole", task="mlm")
+    whole = built([str(folder)], "whole", task="masked-lm")
     assert sorted(row["text"] for row in every(whole)) == sorted(f"{x}\nand more" for x in texts)
 
 

@@ -187,19 +187,19 @@ last NN I-NP O"""
 def test_conll(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text(CONLL, encoding="utf-8")
-    assert rows_of(path, task="token") == [
+    assert rows_of(path, task="token-classification") == [
         (3, {"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"]}),
         (7, {"tokens": ["#", "new\u00a0york"], "tags": ["O", "B-LOC"]}),
         (11, {"tokens": ["last"], "tags": ["O"]}),
     ]
-    assert rows_of(path, task="token", tag_column=1)[0][1]["tags"] == ["NNP", "VBZ"]
+    assert rows_of(path, task="token-classification", tag_column=1)[0][1]["tags"] == ["NNP", "VBZ"]
 
 
 def test_conll_with_tabs_and_crlf(tmp_path: Path) -> None:
     path = tmp_path / "a.conll"
     path.write_bytes(b"New York\tB-LOC\r\nis\tO\r\n\r\n")
     fields = {"tokens": ["New York", "is"], "tags": ["B-LOC", "O"]}
-    assert rows_of(path, task="token") == [(1, fields)]
+    assert rows_of(path, task="token-classification") == [(1, fields)]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_bad_conll(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "a.conll"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message):
-        rows_of(path, task="token")
+        rows_of(path, task="token-classification")
 
 
 def test_squad(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_squad(tmp_path: Path) -> None:
     document = {"version": "2.0", "data": [{"title": "T", "paragraphs": [paragraph]}]}
     path = tmp_path / "a.json"
     path.write_text(json.dumps(document), encoding="utf-8")
-    first, second = rows_of(path, task="qa")
+    first, second = rows_of(path, task="question-answering")
     assert first == (
         1,
         {
@@ -240,7 +240,7 @@ def test_squad(tmp_path: Path) -> None:
     del question["question"]
     path.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(DataError, match=r"as SQuAD; got KeyError 'question' in article 0, after"):
-        rows_of(path, task="qa")
+        rows_of(path, task="question-answering")
 
 
 def test_a_text_file_is_lines_or_one_text(tmp_path: Path) -> None:

@@ -1,0 +1,16 @@
+// Attention on a Hopper GPU (H100, H200): the entry points of the kernels for sm_90a.
+//
+// They promise what those of cuda/attention.h do, and take the same parameters.
+#pragma once
+
+#include "common/params.h"
+
+namespace fastattn::cuda {
+
+constexpr int kHopperMaxHeadDim = 64;
+
+// Throws std::invalid_argument for what is not compiled in.
+void hopper_attention_fwd(const AttentionParams& params, void* stream);
+void hopper_attention_bwd(const AttentionBwdParams& params, void* stream);
+
+}  // namespace fastattn::cuda

@@ -1,0 +1,383 @@
+// Fused attention, backward, for Hopper: dq, dk and dv of a head in one pass, without atomics.
+//
+//   s.T  = k @ q.T,  dp.T = v @ dout.T   64 keys of each warpgroup x 64 queries
+//   dv  += (keep * p).T @ dout           in registers, times keep_scale at the end
+//   dk  += ds.T @ q                      in registers, times softmax_scale at the end
+//   dq  += ds @ k                        in shared memory, times softmax_scale at the end
+//
+// A block of two warpgroups owns up to 512 queries and keys of one head. For each 128 of the keys,
+// 64 to a warpgroup, the queries stream by, 64 at a time, through two stages that all threads fill.
+// ds.T is the left factor of dk in registers, and in shared memory the one of dq, which the
+// warpgroups compute in turns: that of even tiles of queries and that of odd ones. So each number
+// of dq has one thread that adds to it, in one order. The dq of 512 queries is 128 KiB of float32,
+// and leaves a block alone on its SM.
+//
+// Of a longer sequence, and where query heads share a key head, a block makes a pass for dk and dv
+// of 512 keys, and passes for dq of 512 queries: seven products a tile instead of five. Sources:
+// Dao, "FlashAttention-2", 2023, algorithm 2; Shah et al., "FlashAttention-3", 2024.
+#include "cuda/query_grad.cuh"
+#include "hopper/tile.cuh"
+
+namespace fastattn::cuda {
+namespace {
+
+// What a block computes in one go over its keys and, for each 128 of them, over its queries.
+struct Pass {
+  int col0, col_end, row0, row_end, head, end_head, with_dkdv, with_dq;
+};
+
+template <class Traits>
+struct HopperBackward {
+  using T = typename Traits::T;
+  static constexpr int kHeadDim = Traits::kHeadDim;
+  static constexpr int kBlockN = kNumGroups * kGroupRows;
+  static constexpr int kBlockM = 64;
+  // Queries whose scores are in registers at once; the rules of scores need some too.
+  static constexpr int kPart = Traits::kGeneral ? 32 : kBlockM;
+  static constexpr int kOwned = 512;  // queries whose dq fits beside the rest, and keys
+  using Keys = KeyBlock<kBlockN>;
+  using Stats = SmemStats<kBlockM>;
+  static constexpr uint32_t kRowBytes = SmemTile<kHeadDim>::kRowBytes;
+  static constexpr uint32_t kKeyBytes = kBlockN * kRowBytes;
+  static constexpr uint32_t kTileBytes = kBlockM * kRowBytes;
+  static constexpr uint32_t kStageBytes = 2 * kTileBytes;  // q and dout
+  static constexpr uint32_t kDsRowBytes = SmemTile<kBlockM>::kRowBytes;
+  static constexpr uint32_t kDsBytes = kBlockN * kDsRowBytes;
+  static constexpr uint32_t kDqTileBytes = kBlockM * kHeadDim * sizeof(float);
+  // Keys and values; two stages of queries; ds.T for each; dq; statistics; the ring's barriers.
+  static constexpr uint32_t kStages = 2 * kKeyBytes;
+  static constexpr uint32_t kDs = kStages + 2 * kStageBytes;
+  static constexpr uint32_t kDq = kDs + 2 * kDsBytes;
+  static constexpr uint32_t kStats = kDq + kOwned / kBlockM * kDqTileBytes;
+  static constexpr uint32_t kRing = kStats + 2 * Stats::kBytes;
+  static constexpr uint32_t kSmemBytes = kRing + Ring::kBytes;
+  static_assert(kTileBytes % kTileAlignment == 0, "tiles begin where swizzles do");
+
+  const AttentionBwdParams& params;
+  const Sequence& sequence;
+  const int kv_head, head_dim;
+  const uint32_t smem;
+  const int group;  // the thread's warpgroup
+  const Ring ring;
+  uint32_t fills = 0;  // of stages that were multiplied
+
+  struct Results {
+    float dk[kHeadDim / 8][4], dv[kHeadDim / 8][4];
+  };
+  // The queries that meet a block of keys: tiles of kBlockM, counted from the sequence's first.
+  struct Queries {
+    int tile, end_tile;
+    __device__ __forceinline__ bool exist() const { return tile < end_tile; }
+  };
+
+  __device__ __forceinline__ uint32_t stage(uint32_t n) const {
+    return smem + kStages + n % 2 * kStageBytes;
+  }
+  __device__ __forceinline__ uint32_t stats(uint32_t n) const {
+    return smem + kStats + n % 2 * Stats::kBytes;
+  }
+  // Where a warp's results, and its rows of ds.T, lie: no other warp writes there.
+  __device__ __forceinline__ uint32_t warp_rows() const {
+    return smem + kDs + warp_idx() * kFragmentRows * kDsRowBytes;
+  }
+
+  __device__ __forceinline__ Keys keys_at(int col0, int end) const {
+    return {col0, end, LiveKeys<kBlockN>::find(params, sequence, col0)};
+  }
+  // Keys behind the last sequence, and padding, meet none.
+  __device__ __forceinline__ Queries queries_of(const Keys& keys, const Pass& pass) const {
+    if (!keys.exists() || sequence.behind_last || !keys.live.any()) return {0, 0};
+    const ScoreRule<Traits> any_head(params, sequence, pass.head);
+    const int first = any_head.first_row(keys.col0), end = any_head.end_row(keys.col0, kBlockN);
+    return {(first > pass.row0 ? first : pass.row0) / kBlockM,
+            ceil_div(end < pass.row_end ? end : pass.row_end, kBlockM)};
+  }
+
+  __device__ __forceinline__ RowGrad load_stats(int head, int tile) const {
+    const int i = thread_idx().x;
+    return i < kBlockM ? RowGrad::load(params, sequence, head, tile * kBlockM + i) : RowGrad{};
+  }
+  __device__ __forceinline__ void copy_tile(uint32_t n, int head, int tile) const {
+    const int row0 = tile * kBlockM;
+    ring.wait_until_empty(n);
+    copy_queries<Traits, kBlockM>(stage(n), params, sequence, head, row0, sequence.seqlen_q - row0);
+  }
+  // Starts the copies of the first queries of a head.
+  __device__ __forceinline__ void begin_head(int head, int tile) const {
+    copy_tile(fills, head, tile);
+    Stats::store(stats(fills), load_stats(head, tile));
+    cp_async_commit();
+  }
+  // Starts the copies of a block of keys and of the first queries that meet it: when those fill
+  // their stage, the keys have landed too.
+  __device__ __forceinline__ void begin(const Keys& keys, const Queries& queries,
+                                        const Pass& pass) const {
+    if (!queries.exist()) return;
+    copy_keys<Traits>(smem, k_rows<Traits, const T>(sequence, params.k, kv_head, head_dim),
+                      k_rows<Traits, const T>(sequence, params.v, kv_head, head_dim), head_dim,
+                      keys);
+    begin_head(pass.head, queries.tile);
+  }
+
+  // The weights and score gradients of the warp's 16 keys, from col0 on, and the 64 queries from
+  // row0 on: as left factors. `live` has a bit for each of the keys.
+  __device__ __forceinline__ void score_grads(uint32_t (&p)[kBlockM / 16][4],
+                                              uint32_t (&ds)[kBlockM / 16][4],
+                                              const ScoreGrad<Traits>& grad, uint32_t n,
+                                              const LiveKeys<kWarpSize>& live, int row0,
+                                              int col0) const {
+    const uint32_t own_rows = group * kGroupRows * kRowBytes;
+    FASTATTN_UNROLL
+    for (int part = 0; part < kBlockM; part += kPart) {
+      float s[kPart / 8][4], dp[kPart / 8][4];
+      const uint32_t q = stage(n) + part * kRowBytes;
+      wgmma_fence(s, dp);
+      issue_by_rows<T, kHeadDim>(s, smem + own_rows, q);
+      issue_by_rows<T, kHeadDim>(dp, smem + kKeyBytes + own_rows, q + kTileBytes);
+      wgmma_commit();
+      KeptScores<kPart / 16> kept;  // drawn while the products are under way
+      if constexpr (Traits::kMayDrop) {
+        kept = grad.dropout.template kept_transposed<kPart / 16>(row0 + part, col0);
+      }
+      wgmma_wait<0>(s, dp);
+      FASTATTN_UNROLL
+      for (int k = 0; k < kPart / 16; ++k) {
+        const int row = part + 16 * k;
+        float (&s_pair)[2][4] = reinterpret_cast<float (&)[2][4]>(s[2 * k]);
+        float (&dp_pair)[2][4] = reinterpret_cast<float (&)[2][4]>(dp[2 * k]);
+        float capped[2][4];
+        grad.rule.apply(s_pair, capped, ScorePlace<true>::of_tile(row0 + row, col0));
+        // A key that is padding would meet weights of any size, and dq would meet them.
+        FASTATTN_UNROLL
+        for (int i = 0; i < 8; ++i) {
+          if (!live.test(8 * (i % 4 / 2), quad_row())) s_pair[i / 4][i % 4] = -kInfinity;
+        }
+        grad.compute(s_pair, dp_pair, capped, Stats::read(stats(n), row), /*before_softcap=*/true,
+                     [&](int j, int i) { return kept.keeps(k, j, i); });
+        pack_left<T>(p[row / 16], s_pair[0], s_pair[1]);
+        pack_left<T>(ds[row / 16], dp_pair[0], dp_pair[1]);
+      }
+    }
+  }
+
+  // Writes the warp's rows of ds.T, keys, to where warpgroup `fills % 2`s product finds them.
+  __device__ __forceinline__ void store_ds(const uint32_t (&ds)[kBlockM / 16][4],
+                                           uint32_t n) const {
+    using Tile = SmemTile<kBlockM>;
+    const uint32_t row =
+        warp_rows() + n % 2 * kDsBytes + Tile::offset(quad_row(), 0) + 2 * quad_col();
+    FASTATTN_UNROLL
+    for (int k = 0; k < kBlockM / 16; ++k) {
+      FASTATTN_UNROLL
+      for (int i = 0; i < 4; ++i) sts(Tile::advance(row, 2 * k + i / 2, 8 * (i % 2)), ds[k][i]);
+    }
+    fence_proxy_async();
+  }
+
+  // A thread's part of the dq of a tile of queries, four numbers at a time.
+  __device__ __forceinline__ uint32_t dq_of(int local_tile) const {
+    const int thread = thread_idx().x % (kGroupWarps * kWarpSize);
+    return smem + kDq + local_tile * kDqTileBytes + thread * static_cast<uint32_t>(sizeof(float4));
+  }
+  static constexpr uint32_t kDqStep = kGroupWarps * kWarpSize * sizeof(float4);
+
+  // dq of a tile += ds @ k, by one warpgroup.
+  __device__ __forceinline__ void add_dq(int local_tile, uint32_t n) const {
+    float dq[kHeadDim / 8][4];
+    wgmma_fence(dq);
+    issue_transposed<T, kBlockN>(dq, smem + kDs + n % 2 * kDsBytes, smem);
+    wgmma_commit();
+    wgmma_wait<0>(dq);
+    FASTATTN_UNROLL
+    for (int j = 0; j < kHeadDim / 8; ++j) {
+      const uint32_t addr = dq_of(local_tile) + j * kDqStep;
+      const float4 sum = lds<float4>(addr);
+      sts(addr, float4{sum.x + dq[j][0], sum.y + dq[j][1], sum.z + dq[j][2], sum.w + dq[j][3]});
+    }
+  }
+
+  // What a tile of queries gives to the warpgroup's keys, and gets from all 128.
+  __device__ __forceinline__ void meet(Results& results, const ScoreGrad<Traits>& grad,
+                                       const LiveKeys<kWarpSize>& live, int tile, int col0,
+                                       uint32_t n, const Pass& pass) const {
+    uint32_t p[kBlockM / 16][4], ds[kBlockM / 16][4];
+    score_grads(p, ds, grad, n, live, tile * kBlockM, col0 + warp_idx() * kFragmentRows);
+    wgmma_fence(results.dv, results.dk, p, ds);
+    if (pass.with_dkdv) {
+      issue_by_cols<T>(results.dv, p, stage(n) + kTileBytes);
+      issue_by_cols<T>(results.dk, ds, stage(n));
+    }
+    wgmma_commit();
+    if (pass.with_dq) {
+      store_ds(ds, n);
+      const int barrier = 1 + n % 2;
+      if (tile % kNumGroups == group) {
+        named_barrier_sync(barrier, Traits::kThreads);
+        add_dq(tile - pass.row0 / kBlockM, n);
+      } else {
+        named_barrier_arrive(barrier, Traits::kThreads);
+      }
+    }
+    wgmma_wait<0>(results.dv, results.dk);
+  }
+
+  // A block of keys meets the queries of a head, the first of which are on their way.
+  __device__ __forceinline__ void stream(Results& results, const Keys& keys, Queries queries,
+                                         int head, const Pass& pass) {
+    const ScoreRule<Traits> rule(params, sequence, head);
+    const Dropout dropout(params, sequence, head);
+    const ScoreGrad<Traits> grad{rule, dropout, keep_scale()};
+    const LiveKeys<kWarpSize> live = keys.live.from(kFragmentRows * warp_idx());
+    for (; queries.exist(); ++queries.tile, ++fills) {
+      const int next = queries.tile + 1;
+      RowGrad next_stats;
+      if (next < queries.end_tile) {
+        copy_tile(fills + 1, head, next);
+        next_stats = load_stats(head, next);
+      }
+      cp_async_commit();
+      cp_async_wait<1>();
+      ring.filled(fills);
+      ring.wait_until_full(fills);
+      meet(results, grad, live, queries.tile, keys.col0, fills, pass);
+      // Loaded before the products, needed after them.
+      if (next < queries.end_tile) Stats::store(stats(fills + 1), next_stats);
+      ring.emptied(fills);
+    }
+  }
+
+  __device__ __forceinline__ float keep_scale() const {
+    return Traits::kMayDrop ? cuda::keep_scale(params) : 1.0f;
+  }
+  __device__ __forceinline__ float softmax_scale() const {
+    return static_cast<float>(params.softmax_scale);
+  }
+
+  // Writes the warp's 16 rows of a result, from row0 on, times a factor.
+  __device__ __forceinline__ void store(const GlobalRows<T>& rows, int row0, int row_end,
+                                        const float (&acc)[kHeadDim / 8][4], float factor) const {
+    const float scale[1][2] = {{factor, factor}};
+    store_rows<Traits>(rows, row0, row_end, head_dim, warp_rows(),
+                       reinterpret_cast<const float (&)[1][kHeadDim / 8][4]>(acc), scale);
+  }
+  __device__ __forceinline__ void store_dkdv(const Results& results, int col0) const {
+    const int col = col0 + warp_idx() * kFragmentRows;
+    store(k_rows<Traits, T>(sequence, params.dk, kv_head, head_dim), col, sequence.seqlen_k,
+          results.dk, softmax_scale());
+    store(k_rows<Traits, T>(sequence, params.dv, kv_head, head_dim), col, sequence.seqlen_k,
+          results.dv, keep_scale());
+  }
+
+  // Each warpgroup has the tiles whose dq it computes.
+  template <class Function>
+  __device__ __forceinline__ void for_own_tiles(const Pass& pass, const Function& function) const {
+    const int tiles = ceil_div(pass.row_end - pass.row0, kBlockM);
+    for (int tile = group; tile < tiles; tile += kNumGroups) function(tile);
+  }
+  __device__ __forceinline__ void clear_dq(const Pass& pass) const {
+    for_own_tiles(pass, [&](int tile) {
+      FASTATTN_UNROLL
+      for (int j = 0; j < kHeadDim / 8; ++j) sts(dq_of(tile) + j * kDqStep, float4{0, 0, 0, 0});
+    });
+  }
+  __device__ __forceinline__ void store_dq(const Pass& pass) const {
+    for_own_tiles(pass, [&](int tile) {
+      float dq[kHeadDim / 8][4];
+      FASTATTN_UNROLL
+      for (int j = 0; j < kHeadDim / 8; ++j) {
+        const float4 sum = lds<float4>(dq_of(tile) + j * kDqStep);
+        dq[j][0] = sum.x, dq[j][1] = sum.y, dq[j][2] = sum.z, dq[j][3] = sum.w;
+      }
+      const int row = pass.row0 + tile * kBlockM + warp_idx() % kGroupWarps * kFragmentRows;
+      store(q_rows<Traits, T>(sequence, params.dq, pass.head, head_dim), row, sequence.seqlen_q, dq,
+            softmax_scale());
+    });
+  }
+
+  __device__ __forceinline__ void run(const Pass& pass) {
+    if (pass.with_dq) clear_dq(pass);
+    Keys keys = keys_at(pass.col0, pass.col_end);
+    Queries queries = queries_of(keys, pass);
+    begin(keys, queries, pass);
+    while (keys.exists()) {
+      Results results{};
+      for (int head = pass.head; queries.exist() && head < pass.end_head; ++head) {
+        if (head != pass.head) begin_head(head, queries.tile);
+        stream(results, keys, queries, head, pass);
+      }
+      sync_threads();  // nobody reads keys or ds any more
+      const int col0 = keys.col0;
+      keys = keys_at(col0 + kBlockN, pass.col_end);
+      queries = queries_of(keys, pass);
+      begin(keys, queries, pass);
+      if (pass.with_dkdv) store_dkdv(results, col0);
+    }
+    if (pass.with_dq) store_dq(pass);
+  }
+};
+
+// Grid: (tiles of kOwned keys of all sequences, at least one of each, num_heads_kv).
+template <class Traits>
+FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, 1)
+    hopper_attention_bwd_kernel(const AttentionBwdParams params) {
+  using B = HopperBackward<Traits>;
+  constexpr int kOwned = B::kOwned;
+  const int sharing = static_cast<int>(params.num_heads / params.num_heads_kv);
+  const int kv_head = block_idx().y, head = kv_head * sharing;
+  const int some_keys = params.seqlen_k > 0 ? static_cast<int>(params.seqlen_k) : 1;
+  const TilePlace place = find_tile<kOwned>(block_idx().x, params.cu_seqlens_k,
+                                            static_cast<int>(params.batch_size), some_keys);
+  const Sequence sequence(params, place.sequence);
+  const int seqlen_q = sequence.seqlen_q, seqlen_k = sequence.seqlen_k, own = place.row0;
+  if (own > 0 && own >= seqlen_k) return;
+  const uint32_t smem = smem_base();
+  B block{params,
+          sequence,
+          kv_head,
+          static_cast<int>(params.head_dim),
+          smem,
+          group_idx(),
+          Ring(smem + B::kRing)};
+  block.ring.init(Traits::kThreads / kWarpSize);
+  sync_threads();  // the barriers of the ring are there
+
+  const bool whole = seqlen_q <= kOwned && seqlen_k <= kOwned && sharing == 1;
+  const int col_end = own + kOwned < seqlen_k ? own + kOwned : seqlen_k;
+  // There may be more queries than keys: a sequence's blocks share them out.
+  const int stride = seqlen_k > kOwned ? ceil_div(seqlen_k, kOwned) * kOwned : kOwned;
+  Pass pass{own, col_end, 0, seqlen_q, head, head + sharing, true, whole};
+  while (true) {
+    block.run(pass);
+    if (whole) return;
+    // The next head, and after the last of them the next queries.
+    const bool first = pass.with_dkdv;
+    pass.head = first || pass.end_head == head + sharing ? head : pass.end_head;
+    pass.end_head = pass.head + 1;
+    if (first)
+      pass.row0 = own;
+    else if (pass.head == head)
+      pass.row0 += stride;
+    if (pass.row0 >= seqlen_q) return;
+    pass.row_end = pass.row0 + kOwned < seqlen_q ? pass.row0 + kOwned : seqlen_q;
+    pass.col0 = 0, pass.col_end = seqlen_k, pass.with_dkdv = false, pass.with_dq = true;
+  }
+}
+
+}  // namespace
+
+void hopper_attention_bwd(const AttentionBwdParams& params, void* stream) {
+  dispatch_hopper(params, [&](auto traits) {
+    using Chosen = decltype(traits);
+    using B = HopperBackward<Chosen>;
+    const int64_t some_keys = params.seqlen_k > 0 ? params.seqlen_k : 1;
+    const int64_t tiles = count_tiles<B::kOwned>(params.cu_seqlens_k != nullptr, params.batch_size,
+                                                 some_keys, params.total_k);
+    attention_delta(params, stream);
+    launch_checked("hopper_attention_bwd_kernel", &hopper_attention_bwd_kernel<Chosen>,
+                   dim3(static_cast<uint32_t>(tiles), static_cast<uint32_t>(params.num_heads_kv)),
+                   Chosen::kThreads, B::kSmemBytes, stream, params);
+  });
+  if (params.dbias.data != nullptr) attention_dbias(params, stream);
+}
+
+}  // namespace fastattn::cuda

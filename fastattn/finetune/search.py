@@ -1,0 +1,400 @@
+"""The learning rate, chosen on the validation set: ``fastattn search``.
+
+A study of Optuna, whose storage remembers every trial: a grid of points, or what one of its
+samplers proposes. Each trial is a run of :func:`fastattn.finetune.finetune` in a folder of its own.
+
+Any number of workers share a study, on one machine or, through a storage that they all reach, on
+several. The rules by which none does what another does or has done:
+
+- The points of a grid are trials that wait in the storage, which gives each to one worker.
+- Of two trials of one point, the one with the lower number runs, and the other is surplus. So it
+  does no harm if two workers add the same point.
+- A trial whose worker has died is failed, by a worker on the same machine at once, by others when
+  its heartbeat has been missing for two minutes. Then its point is added again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import multiprocessing
+import shutil
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+import psutil
+import torch
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from fastattn.finetune import search_report, training
+from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.output import (
+    CHECKPOINTS,
+    DATABASE,
+    SEARCH_FILE,
+    TRIALS,
+    OutputFolder,
+    choose_folder,
+)
+from fastattn.finetune.run import evaluate_saved, finetune
+from fastattn.finetune.search_config import SearchConfig
+from fastattn.finetune.tasks import get_task
+
+BEST = "best"
+PARAMETER = "learning_rate"
+
+_HEARTBEAT_S = 30
+_GRACE_S = 120  # without a heartbeat, after which another machine's worker counts as dead
+_POLL_S = 1.0
+_LOCK_TIMEOUT_S = 60  # of SQLite, which one worker at a time writes to
+
+# Settings that may differ between the workers of a study, and when it is continued.
+_MAY_CHANGE = {
+    *("output", "overwrite", "resume", "progress", "threads", "compare_steps", "device"),
+    *("eval_batch_size", "save_steps", "tensorboard", "recipe", PARAMETER),
+}
+_ALIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+class SearchResult(NamedTuple):
+    """Where a search was saved, and what search.json holds."""
+
+    output: Path
+    summary: dict[str, Any]
+
+
+class _Search(NamedTuple):
+    """What all workers of a search share."""
+
+    config: FinetuneConfig  # of a trial, but for its learning rate and folder
+    search: SearchConfig
+    storage: str
+    folder: Path
+
+
+def search(
+    config: FinetuneConfig, search: SearchConfig, console: Console | None = None
+) -> SearchResult:
+    """Finds the learning rate that does best on the validation set.
+
+    Args:
+        config: the settings of every trial but for the learning rate; ``output`` is the folder
+            of the search, and ``resume`` continues the one in it, or joins it while it runs.
+        console: where progress and results are printed. Default: as for ``finetune``.
+
+    Raises:
+        ValueError: a setting breaks its rule, or the study was begun with others.
+        DataError, PatchError: as for ``finetune``.
+    """
+    console = console or Console(quiet=not config.progress, highlight=False)
+    config.check()
+    search.check(config)
+    training.choose_device(config)
+    folder = choose_folder(config.output, config.resume, stem="search")
+    if not config.resume:
+        folder.check_free(config.overwrite)
+    elif search.storage is None:
+        folder.check_search()
+    folder.start_search(config.resume)
+    storage = search.storage or f"sqlite:///{(folder.path / DATABASE).resolve()}"
+    trial_config = replace(config, output=None, overwrite=True, resume=False, compare_steps=0)
+    shared = _Search(trial_config, search, storage, folder.path)
+    study = _open_study(shared)
+    search_report.print_start(console, config, search, study, folder.path)
+    if search.workers > 1:
+        _work_in_processes(shared, console)
+    _work(shared, console, wait=True)
+    return _finish(shared, study, folder, console)
+
+
+def _open_study(shared: _Search) -> optuna.Study:
+    """Opens the study, or makes it.
+
+    Raises:
+        ValueError: it was begun with other settings.
+    """
+    config, search = shared.config, shared.search
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    is_file = shared.storage.startswith("sqlite")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = optuna.storages.RDBStorage(
+            shared.storage,
+            engine_kwargs={"connect_args": {"timeout": _LOCK_TIMEOUT_S}} if is_file else None,
+            heartbeat_interval=_HEARTBEAT_S,
+            grace_period=_GRACE_S,
+        )
+    greater = get_task(config.task).greater_is_better
+    study = optuna.create_study(
+        storage=storage,
+        study_name=search.study,
+        load_if_exists=True,
+        direction="maximize" if greater else "minimize",
+    )
+    settings = {k: v for k, v in config.as_dict().items() if k not in _MAY_CHANGE}
+    settings["sampler"] = search.sampler
+    before = study.user_attrs.get("settings", settings)
+    for name, value in settings.items():
+        if name in before and before[name] != value:
+            raise ValueError(
+                f"search: {name} must be {before[name]!r}, as in the search so far; got {value!r}. "
+                "Give the same settings, or search in another folder with --output, or under "
+                "another name with --study."
+            )
+    study.set_user_attr("settings", settings)
+    return study
+
+
+def _work_in_processes(shared: _Search, console: Console) -> None:
+    """Works in several processes until there is nothing left to begin."""
+    workers = shared.search.workers
+    threads = shared.config.threads or max(1, torch.get_num_threads() // workers)
+    quiet = replace(shared.config, progress=False, threads=threads)
+    # Not forked: threads of torch do not survive that.
+    context = multiprocessing.get_context("spawn")
+    errors = context.SimpleQueue()
+    processes = [
+        context.Process(target=_worker, args=(shared._replace(config=quiet), errors))
+        for _ in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if not errors.empty():
+        raise ValueError(errors.get())
+    for process in processes:
+        if process.exitcode:
+            words = f"worker {process.pid} was killed (exit status {process.exitcode})"
+            search_report.print_line(console, f"note: {words}; what it was at is run again")
+
+
+def _worker(shared: _Search, errors: Any) -> None:
+    """A process of its own that runs trials."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        _work(shared, Console(quiet=True), wait=False)
+    except KeyboardInterrupt:
+        pass  # the command that started it says so
+    except Exception as error:
+        errors.put(str(error))
+
+
+def _work(shared: _Search, console: Console, wait: bool) -> None:
+    """Runs trials until there are none to begin.
+
+    Args:
+        wait: until the trials of others have ended, too, and do those of them that die.
+    """
+    study = _open_study(shared)
+    while True:
+        _fail_dead(study)
+        if shared.search.sampler == "grid":
+            _add_missing(study, shared.search.learning_rates)
+        if _has_work(study, shared.search):
+            study.optimize(lambda trial: _run_trial(trial, shared, console), n_trials=1)
+        elif wait and study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            time.sleep(_POLL_S)
+        else:
+            return
+
+
+def _has_work(study: optuna.Study, search: SearchConfig) -> bool:
+    if search.trials is None:
+        return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+    begun = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE))
+    return len(begun) < search.trials
+
+
+def _add_missing(study: optuna.Study, grid: tuple[float, ...]) -> None:
+    """Adds the points that no trial stands for."""
+    trials = study.get_trials(deepcopy=False, states=_ALIVE)
+    there = {trial.user_attrs.get("point") for trial in trials}
+    for point in grid:
+        if point not in there:
+            study.enqueue_trial({PARAMETER: point}, user_attrs={"point": point})
+
+
+def _fail_dead(study: optuna.Study) -> None:
+    """Fails the trials of workers that have died on this machine."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        worker = trial.user_attrs.get("worker")
+        if worker is not None and _Worker(**worker).is_dead():
+            # If another worker has just done so, nothing is left to do.
+            with contextlib.suppress(ValueError, RuntimeError):
+                study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _run_trial(trial: optuna.Trial, shared: _Search, console: Console) -> float:
+    """Trains with one learning rate; returns the validation metric."""
+    trial.set_user_attr("worker", asdict(_Worker.this()))
+    search, study = shared.search, trial.study
+    if _is_surplus(trial, study, search):
+        raise optuna.TrialPruned
+    if search.sampler != "grid":
+        study.sampler = _sampler(search, shared.config.seed + trial.number)
+    low, high = min(search.learning_rates), max(search.learning_rates)
+    rate = trial.suggest_float(PARAMETER, low, high, log=True)
+    search_report.print_line(console, f"trial {trial.number}: learning rate {rate:.3g}")
+    folder = shared.folder / TRIALS / str(trial.number)
+    config = replace(shared.config, learning_rate=rate, output=str(folder))
+    result = finetune(config, Console(quiet=True), test=False)
+    shutil.rmtree(folder / CHECKPOINTS)
+    metric = get_task(config.task).metric
+    for name, value in (
+        ("folder", str(folder.resolve())),
+        ("kept_step", result.metrics["kept_step"]),
+        ("seconds", result.metrics["train_seconds"]),
+        ("history", [row for row in result.history if "eval_loss" in row]),
+    ):
+        trial.set_user_attr(name, value)
+    score = result.metrics[f"validation_{metric}"]
+    words = search_report.score_words(metric, score)
+    search_report.print_line(console, f"trial {trial.number}: validation {words}")
+    if math.isnan(score):  # it has diverged
+        return -math.inf if study.direction.name == "MAXIMIZE" else math.inf
+    _drop_losers(study, shared.folder)
+    return float(score)
+
+
+def _is_surplus(trial: optuna.Trial, study: optuna.Study, search: SearchConfig) -> bool:
+    """Whether a trial with a lower number does the same, or there are enough of them."""
+    earlier = [x for x in study.get_trials(deepcopy=False) if x.number < trial.number]
+    if search.trials is not None:
+        begun = (TrialState.RUNNING, TrialState.COMPLETE)
+        return sum(x.state in begun for x in earlier) >= search.trials
+    point = trial.user_attrs.get("point")  # none if another worker took what was waiting
+    return point is None or any(
+        x.user_attrs.get("point") == point and x.state in _ALIVE for x in earlier
+    )
+
+
+def _sampler(search: SearchConfig, seed: int) -> optuna.samplers.BaseSampler:
+    if search.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # Of points that others are trying it assumes the worst, and so keeps away from them.
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
+
+def _drop_losers(study: optuna.Study, folder: Path) -> None:
+    """Deletes the weights of trials that others have beaten; their figures and curves stay."""
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not done:
+        return
+    best = study.best_trial.number
+    for trial in done:
+        for name in _WEIGHTS:
+            if trial.number != best:
+                (folder / TRIALS / str(trial.number) / name).unlink(missing_ok=True)
+
+
+def _finish(
+    shared: _Search, study: optuna.Study, folder: OutputFolder, console: Console
+) -> SearchResult:
+    """Sees to the winner, and writes and prints what was found."""
+    metric = get_task(shared.config.task).metric
+    with _alone(folder.path):
+        # Another command that took part in the search may have done this already.
+        before = folder.read_json(SEARCH_FILE)
+        best = study.best_trial
+        winner = before.get("winner", {})
+        is_done = (winner.get("kind"), winner.get("trial")) == (shared.search.winner, best.number)
+        if not is_done:
+            winner = {"kind": shared.search.winner, "trial": best.number}
+            winner["metrics"] = _winner_metrics(shared, best, console)
+        summary = {
+            "metric": metric,
+            "direction": study.direction.name.lower(),
+            "sampler": shared.search.sampler,
+            "study": shared.search.study,
+            "settings": study.user_attrs["settings"],
+            "best": {PARAMETER: best.params[PARAMETER], f"validation_{metric}": best.value},
+            "winner": winner,
+            "trials": [_as_dict(trial) for trial in study.get_trials(deepcopy=False)],
+        }
+        _drop_losers(study, folder.path)
+        search_report.draw(study, metric, folder.path)
+        folder.write_json(SEARCH_FILE, summary)
+    search_report.print_result(console, study, metric, winner, folder.path)
+    return SearchResult(folder.path, summary)
+
+
+def _winner_metrics(shared: _Search, best: FrozenTrial, console: Console) -> dict[str, Any] | None:
+    """Puts the winner's model into best/; returns its figures, those on the test set among them."""
+    kind, target = shared.search.winner, shared.folder / BEST
+    if kind == "none":
+        return None
+    config = replace(shared.config, learning_rate=best.params[PARAMETER], output=str(target))
+    if kind == "retrain":
+        search_report.print_line(console, "retraining the winner on the validation set too")
+        return finetune(config, Console(quiet=True), train_on_validation=True).metrics
+    source = Path(best.user_attrs["folder"])
+    if not any((source / name).is_file() for name in _WEIGHTS):
+        raise ValueError(
+            f"search: winner must be retrain or none where the best model is not; got 'reuse', and "
+            f"trial {best.number} left its model in {source} on {best.user_attrs['worker']['host']}"
+            ". Run this there, or use --winner retrain."
+        )
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    return evaluate_saved(config, target)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Lets one command at a time see to the winner of a search."""
+    with (folder / ".winner.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _as_dict(trial: FrozenTrial) -> dict[str, Any]:
+    """A trial as plain values for JSON."""
+    attributes = trial.user_attrs
+    return {
+        "trial": trial.number,
+        "state": trial.state.name.lower(),
+        PARAMETER: trial.params.get(PARAMETER, attributes.get("point")),
+        "value": trial.value,
+        "kept_step": attributes.get("kept_step"),
+        "seconds": attributes.get("seconds"),
+        "worker": attributes.get("worker"),
+    }
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A process that runs trials, so that others can see whether it still lives."""
+
+    host: str
+    pid: int
+    started: float
+
+    @classmethod
+    def this(cls) -> _Worker:
+        process = psutil.Process()
+        return cls(socket.gethostname(), process.pid, process.create_time())
+
+    def is_dead(self) -> bool:
+        """Whether it ran on this machine and is gone; its number may serve another by now."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            if process.create_time() != self.started:
+                return True
+            return process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True

@@ -1,0 +1,294 @@
+"""The kernels for Hopper with one mistake each, every one of which must be caught.
+
+As in test_planted_bugs.py, which does this for the attention kernels of all architectures.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.emulator.test_planted_bugs import (
+    BASE,
+    DRIVER,
+    UNITS,
+    WRONG,
+    Bug,
+    Case,
+    make_case,
+    outcome,
+)
+
+FWD, BWD, TILE = "../hopper/attention_fwd.cu", "../hopper/attention_bwd.cu", "../hopper/tile.cuh"
+HOPPER_UNITS = (FWD, BWD)
+HOPPER_BASE = [
+    *BASE,
+    (
+        TILE,
+        "    if (params.head_dim <= 32) return with_head_dim(element, "
+        "std::integral_constant<int, 32>{});\n",
+        "",
+    ),
+]
+
+BUGS = [
+    # The ring of stages.
+    Bug(
+        "ring: no fence between copies and products",
+        TILE,
+        "    fence_proxy_async();\n    arrive(full(n));\n",
+        "    arrive(full(n));\n",
+        "fence: wgmma reads",
+        FWD,
+    ),
+    Bug(
+        "ring: arrivals without sync_warp",
+        TILE,
+        "    sync_warp();\n    if (lane_idx() == 0) mbarrier_arrive(barrier);\n",
+        "    if (lane_idx() == 0) mbarrier_arrive(barrier);\n",
+        "race: |fence: ",
+        FWD,
+    ),
+    Bug(
+        "ring: one arrival too few completes a phase",
+        TILE,
+        "mbarrier_init(smem_ + 8 * i, num_warps)",
+        "mbarrier_init(smem_ + 8 * i, num_warps - 1)",
+        "race: |fence: |in flight: |deadlock: ",
+        FWD,
+    ),
+    Bug(
+        "ring: one arrival too many is waited for",
+        TILE,
+        "mbarrier_init(smem_ + 8 * i, num_warps)",
+        "mbarrier_init(smem_ + 8 * i, num_warps + 1)",
+        "deadlock: ",
+        BWD,
+    ),
+    Bug(
+        "ring: the wrong parity of a full stage",
+        TILE,
+        "mbarrier_wait(full(n), n / 2 % 2)",
+        "mbarrier_wait(full(n), n % 2)",
+        "race: |fence: |in flight: |deadlock: |uninitialised: ",
+        FWD,
+    ),
+    Bug(
+        "ring: the wrong parity of an empty stage",
+        TILE,
+        "n / 2 % 2 ^ 1)",
+        "n / 2 % 2)",
+        "race: |in flight: |deadlock: ",
+        BWD,
+    ),
+    # Forward.
+    Bug(
+        "fwd: a stage counts as full before its copies have landed",
+        FWD,
+        "    cp_async_wait<1>();\n    ring.filled(n);\n",
+        "    ring.filled(n);\n    cp_async_wait<1>();\n",
+        "race: |in flight: |fence: ",
+    ),
+    Bug(
+        "fwd: a wait for one group too few",
+        FWD,
+        "    cp_async_wait<1>();\n",
+        "    cp_async_wait<2>();\n",
+        "in flight: |fence: |race: ",
+    ),
+    Bug(
+        "fwd: no wait for the other warps' copies",
+        FWD,
+        "    ring.wait_until_full(n);\n",
+        "",
+        "race: |in flight: |fence: |uninitialised: ",
+    ),
+    Bug(
+        "fwd: a stage is filled while others read it",
+        FWD,
+        "      ring.wait_until_empty(n + 1);\n",
+        "",
+        "race: |in flight: ",
+    ),
+    Bug(
+        "fwd: a stage is released before it is read",
+        FWD,
+        "    ring.wait_until_full(n);\n    F::attend",
+        "    ring.wait_until_full(n);\n    ring.emptied(n);\n    F::attend",
+        "race: |in flight: |deadlock: ",
+    ),
+    Bug(
+        "fwd: scores are used before the product has ended",
+        FWD,
+        "    wgmma_wait<0>(s);\n",
+        "",
+        f"{WRONG}|race: ",
+    ),
+    Bug(
+        "fwd: no wait for the second product",
+        FWD,
+        "    wgmma_wait<0>(state.acc);\n",
+        "",
+        f"wgmma: the warp exits|race: |in flight: |{WRONG}",
+    ),
+    Bug(
+        "fwd: no fence of registers",
+        FWD,
+        "    wgmma_fence(state.acc, p);\n",
+        "",
+        "wgmma: there must be a wgmma_fence",
+    ),
+    # Factors.
+    Bug(
+        "a factor's groups of rows are too far apart",
+        TILE,
+        "kStride = 8 * kRowBytes",
+        "kStride = 16 * kRowBytes",
+        f"{WRONG}|out of bounds: |race: |fence: |uninitialised: |in flight: ",
+        FWD,
+    ),
+    Bug(
+        "a transposed factor is taken as it lies",
+        TILE,
+        "wgmma<T, /*kTransposedA=*/true, /*kTransposedB=*/true>",
+        "wgmma<T, /*kTransposedA=*/false, /*kTransposedB=*/true>",
+        f"{WRONG}|out of bounds: |race: |uninitialised: ",
+        BWD,
+    ),
+    # Backward.
+    Bug(
+        "bwd: no fence between ds and the product that reads it",
+        BWD,
+        "sts(Tile::advance(row, 2 * k + i / 2, 8 * (i % 2)), ds[k][i]);\n    }\n"
+        "    fence_proxy_async();\n",
+        "sts(Tile::advance(row, 2 * k + i / 2, 8 * (i % 2)), ds[k][i]);\n    }\n",
+        "fence: wgmma reads",
+    ),
+    Bug(
+        "bwd: no barrier before the product that reads ds",
+        BWD,
+        "        named_barrier_sync(barrier, Traits::kThreads);\n",
+        "        named_barrier_arrive(barrier, Traits::kThreads);\n",
+        "race: |fence: |uninitialised: ",
+    ),
+    Bug(
+        "bwd: the barrier of ds counts one warpgroup",
+        BWD,
+        "named_barrier_sync(barrier, Traits::kThreads)",
+        "named_barrier_sync(barrier, Traits::kThreads / 2)",
+        "barrier: |race: |fence: |uninitialised: ",
+    ),
+    Bug(
+        "bwd: keys are overwritten while products read them",
+        BWD,
+        "      sync_threads();  // nobody reads keys or ds any more\n",
+        "",
+        "race: |in flight: ",
+    ),
+    Bug(
+        "bwd: keys are copied after the queries that announce them",
+        BWD,
+        "    begin_head(pass.head, queries.tile);\n  }\n",
+        "    begin_head(pass.head, queries.tile);\n    copy_keys<Traits>(smem, "
+        "k_rows<Traits, const T>(sequence, params.k, kv_head, head_dim), "
+        "k_rows<Traits, const T>(sequence, params.v, kv_head, head_dim), head_dim, keys);\n  }\n",
+        "in flight: |race: ",
+    ),
+    Bug(
+        "bwd: dq begins with what lies there",
+        BWD,
+        "    if (pass.with_dq) clear_dq(pass);\n",
+        "",
+        "uninitialised: lds",
+    ),
+    Bug(
+        "bwd: both warpgroups add to a tile's dq",
+        BWD,
+        "tile % kNumGroups == group",
+        "tile % kNumGroups < kNumGroups",
+        "barrier: |race: ",
+    ),
+    Bug(
+        "bwd: a stage is released before dk and dv have read it",
+        BWD,
+        "    wgmma_wait<0>(results.dv, results.dk);\n",
+        "",
+        f"race: |in flight: |{WRONG}|wgmma: ",
+    ),
+    Bug(
+        "bwd: statistics of the tile before",
+        BWD,
+        "Stats::store(stats(fills + 1), next_stats)",
+        "Stats::store(stats(fills), next_stats)",
+        f"race: |uninitialised: |{WRONG}",
+    ),
+    Bug(
+        "bwd: padding keeps its weights",
+        BWD,
+        "if (!live.test(8 * (i % 4 / 2), quad_row()))",
+        "if (live.test(8 * (i % 4 / 2), quad_row()))",
+        WRONG,
+    ),
+    Bug(
+        "bwd: dropout bits of another score",
+        "dropout.cuh",
+        "return (bits >> (8 * k + 4 * j + i) & 1) != 0;",
+        "return (bits >> (8 * k + 4 * (1 - j) + i) & 1) != 0;",
+        WRONG,
+        BWD,
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    # Shared key heads make passes for dk and dv apart from those for dq; the second case needs one
+    # pass, with three blocks of keys, and an odd number of tiles of queries.
+    return [
+        make_case([150, 0, 33], num_heads=2, num_heads_kv=1, packed=True),
+        make_case([70, 300], num_heads=1, num_heads_kv=1, packed=False),
+    ]
+
+
+Build = Callable[["Bug | None"], ctypes.CDLL]
+
+
+@pytest.fixture(scope="module")
+def build(
+    changed_sources: Callable[..., Path], compile_library: Callable[..., ctypes.CDLL]
+) -> Build:
+    """build(bug) -> the kernels with that bug, or without any."""
+
+    def build(bug: Bug | None) -> ctypes.CDLL:
+        right = changed_sources(HOPPER_BASE)
+        sources = {unit: (right, right / "cuda" / f"{unit}.cu") for unit in UNITS}
+        sources |= {unit: (right, right / "cuda" / unit) for unit in HOPPER_UNITS}
+        if bug is not None:
+            wrong = changed_sources([*HOPPER_BASE, (bug.file, bug.old, bug.new)])
+            unit = bug.in_unit or bug.file
+            sources[unit] = (wrong, wrong / "cuda" / unit)
+        name = "hopper-" + re.sub(r"\W+", "-", bug.name if bug else "attention")
+        return compile_library(name, [(right, DRIVER), *sources.values()], "-DFASTATTN_HOPPER")
+
+    return build
+
+
+def test_without_a_bug_there_is_no_finding(build: Build, cases: list[Case]) -> None:
+    library = build(None)
+    for case in cases:
+        assert outcome(library, case) is None
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_a_planted_bug_is_caught(build: Build, cases: list[Case], bug: Bug) -> None:
+    library = build(bug)
+    outcomes = [outcome(library, case) for case in cases]
+    assert any(found and re.search(bug.shows, found) for found in outcomes), outcomes
+
+
+def test_names_are_unique() -> None:
+    assert len({bug.name for bug in BUGS}) == len(BUGS)
