@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import importlib.util
+import itertools
 import os
 import re
 import shutil
@@ -119,10 +120,11 @@ def test_shared_memory_that_is_not_asked_for_at_launch_fits(compiled):
 @pytest.mark.skipif(shutil.which("nvdisasm", path=DISASSEMBLERS) is None, reason="no nvdisasm")
 def test_products_of_warpgroups_run_asynchronously(disassembly):
     """Hopper's own matrix instructions, and a wait for each group of them, not for each of them."""
+    # cuobjdump takes sm_90's kernels for sm_90a's too.
     found = re.split(r"\n\s+Function : ", disassembly(HOPPER))[1:]
-    kernels = {name: text for text in found for name in HOPPER_KERNELS if name in text.split()[0]}
-    assert sorted(kernels) == sorted(HOPPER_KERNELS)
-    for text in found:
+    kernels = {name: [x for x in found if name in x.split()[0]] for name in HOPPER_KERNELS}
+    assert all(kernels.values())
+    for text in itertools.chain(*kernels.values()):
         products = len(re.findall(r"\bHGMMA\.", text))
         waits = len(re.findall(r"WARPGROUP\.DEPBAR", text))
         assert products > 2 * waits > 0

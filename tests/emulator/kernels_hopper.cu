@@ -132,8 +132,8 @@ void result_before_the_wait(Params params) {
 
 void no_wgmma_fence(Params) {
   float c[8][4] = {};
-  wgmma<half_t, false, false>(c, uint64_t{1} << 62, uint64_t{1} << 62,
-                              true);  // finding: no_wgmma_fence
+  const uint64_t swizzled = uint64_t{1} << 62;
+  wgmma<half_t, false, false>(c, swizzled, swizzled, true);  // finding: no_wgmma_fence
 }
 
 void exit_with_a_product(Params params) {

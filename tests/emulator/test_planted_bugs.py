@@ -299,7 +299,7 @@ BUGS = [
     ),
     Bug(
         "dkdv: delta of the wrong row",
-        f"{DKDV}.cu",
+        "score_grad.cuh",
         "(row + 8 * n + quad_col()) *",
         "(row + quad_col()) *",
         WRONG,
