@@ -102,8 +102,9 @@ def print_result(console: Console, task: Task, metrics: dict[str, Any], folder: 
     rows += [("note" if index == 0 else "", note) for index, note in enumerate(metrics["notes"])]
     rows.append(("total", f"{metrics['total_seconds']:.1f} s"))
     console.print()
+    width = max(len(name) for name, _ in rows) + 2
     for name, words in rows:
-        _print(console, f"{name:15}{words}")
+        _print(console, f"{name:{width}}{words}")
     _print(console, _next_steps(task, folder))
 
 
