@@ -125,7 +125,7 @@ def test_another_process_writes_the_same_files(built: Build, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(built: Build, tmp_path: Path) -> None:
-    rows = [{**row, "text": row["text"] + " and more of it" * 120} for row in reviews(6_000)]
+    rows = [{**row, "text": row["text"] + " and more of it" * 120} for row in reviews(10_000)]
     source = write_lines(tmp_path / "many.jsonl", rows)
     size = source.stat().st_size
     del rows
@@ -134,7 +134,7 @@ def test_memory_does_not_grow_with_the_rows(built: Build, tmp_path: Path) -> Non
     built([str(source)], near_duplicates="keep")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert size > 10e6 and peak < 7e6
+    assert size > 15e6 and peak < 10e6
 
 
 def test_rejected_rows_keep_all_they_had(built: Build) -> None:
