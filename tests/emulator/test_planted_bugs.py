@@ -303,6 +303,7 @@ BUGS = [
         "(row + 8 * n + quad_col()) *",
         "(row + quad_col()) *",
         WRONG,
+        DKDV,
     ),
     Bug(
         "dkdv: delta and lse of the wrong row of the head",
