@@ -1,12 +1,12 @@
 """Which split each row goes to.
 
 The unit is a row, or rows that must stay together: near-duplicates, rows of one group, questions
-about one context, translations of one sentence. Units are ordered by the key of their first row, which is
-the number ``sha256(f"{seed}:{text}")`` of :mod:`fastattn.data.splits`. Within each class the test
-set takes units from the front until it has its share, then the validation set, and the training set
-gets the rest. A share is met as closely as units allow: one is taken if at least half of its rows
-are still missing, and what is taken too many or too few is made up for in the next class. So
-neither the order of the rows nor of the files matters.
+about one context, translations of one sentence. Units are ordered by the key of their first row,
+which is the number ``sha256(f"{seed}:{text}")`` of :mod:`fastattn.data.splits`. Within each class
+the test set takes units from the front until it has its share, then the validation set, and the
+training set gets the rest. A share is met as closely as units allow: one is taken if at least half
+of its rows are still missing, and what is taken too many or too few is made up for in the next
+class. So neither the order of the rows nor of the files matters.
 
 Splits that a source brings stay as they are. Rows of the pool that share a unit with them are
 rejected ("leak").
@@ -88,8 +88,7 @@ def _rarest(codes: dict[str, int], rows: Counter[int]) -> list[str]:
         for label in stratum.split(SEPARATOR):
             counts[label] += rows[code]
     return [
-        min(stratum.split(SEPARATOR), key=lambda label: (counts[label], label))
-        for stratum in codes
+        min(stratum.split(SEPARATOR), key=lambda label: (counts[label], label)) for stratum in codes
     ]
 
 
@@ -121,9 +120,7 @@ def _units(groups: Clusters, near: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]
     return groups.roots()
 
 
-def _drop_near(
-    store: Store, columns: Columns, near: np.ndarray[Any, Any]
-) -> np.ndarray[Any, Any]:
+def _drop_near(store: Store, columns: Columns, near: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Keeps one row of each cluster: of test if one is there, of validation, or the first."""
     order = np.lexsort((np.arange(len(near)), -columns.splits.astype(np.int64), near))
     first = np.ones(len(near), dtype=bool)
@@ -170,9 +167,7 @@ def _drop_leaks(
     return ~leaks
 
 
-def _sizes(
-    config: BuildConfig, columns: Columns, keep: np.ndarray[Any, Any]
-) -> dict[int, int]:
+def _sizes(config: BuildConfig, columns: Columns, keep: np.ndarray[Any, Any]) -> dict[int, int]:
     """How many rows of the pool the validation and the test set take."""
     pool = int((keep & (columns.splits == _TRAIN)).sum())
     sizes = {}
@@ -257,8 +252,8 @@ def _check(
     if len(names) < 2:
         raise DataError(
             f"data build: there must be at least two classes; got only {names[0]!r} in "
-            f"{len(splits):,} rows. Name another column with --label-column, or use --task masked-lm for "
-            "text without labels."
+            f"{len(splits):,} rows. Name another column with --label-column, or use --task "
+            "masked-lm for text without labels."
         )
     missing = set(strata.tolist()) - set(strata[splits == _TRAIN].tolist())
     if missing:

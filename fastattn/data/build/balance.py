@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+
 class Balance:
     """Decides, row by row in the order of keys, what becomes of the rows of each class.
 

@@ -291,14 +291,23 @@ def row_key(seed: int, task: str, row: dict[str, Any]) -> bytes:
 
 def _own_group(task: str, row: dict[str, Any]) -> str | None:
     """What must not be in two splits beside the row itself: a context, a source sentence."""
-    return text_key(compared_text(task, row)) if task in ("question-answering", "translation") else None
+    return (
+        text_key(compared_text(task, row))
+        if task in ("question-answering", "translation")
+        else None
+    )
 
 
 def _answer(task: str, row: dict[str, Any]) -> str:
     """What a row says of its text; two rows of a text that differ in it contradict each other."""
     if task in ("masked-lm", "translation"):
         return ""
-    column = {"classification": "label", "multilabel": "labels", "token-classification": "tags", "question-answering": "answers"}
+    column = {
+        "classification": "label",
+        "multilabel": "labels",
+        "token-classification": "tags",
+        "question-answering": "answers",
+    }
     value = row[column[task]]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 

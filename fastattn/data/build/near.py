@@ -1,15 +1,16 @@
 """Rows with almost the same text.
 
 Texts are near-duplicates if their sets of 5-grams of characters have a Jaccard similarity of at
-least ``similarity``, in the form in which texts are compared (:func:`~fastattn.data.clean.text_key`).
+least ``similarity``, in the form in which texts are compared
+(:func:`~fastattn.data.clean.text_key`).
 Candidates come from MinHash signatures (rensa, in Rust) cut into bands: texts that agree in a band
 are candidates, and their similarity is then computed from the texts themselves. So what is called
 a near-duplicate is one; of those at the threshold itself 1 % are missed, of closer ones fewer.
 Rows that are linked by a chain of near-duplicates are a cluster.
 
 Bands are sorted one at a time from files, so memory is a few dozen bytes a row. Measured on
-200,000 sentences of reviews (2026-11, one core of a busy machine): 15 s and 74 MiB; 11 s and 273 MiB with rensa's
-own LSH index, 220 s and 676 MiB with datasketch's.
+200,000 sentences of reviews (2026-11, one core of a busy machine): 15 s and 74 MiB; 11 s and 273
+MiB with rensa's own LSH index, 220 s and 676 MiB with datasketch's.
 """
 
 from __future__ import annotations
@@ -114,9 +115,7 @@ def find_near_duplicates(
                 clusters.join(a, b)
                 disagreements += not found.same_answer
                 # Those that contradict each other are few, and what a person wants to see.
-                if len(pairs) < _EXAMPLES or (
-                    not found.same_answer and disagreements <= _EXAMPLES
-                ):
+                if len(pairs) < _EXAMPLES or (not found.same_answer and disagreements <= _EXAMPLES):
                     pairs.append(found)
             file.unlink()
             advance(1)

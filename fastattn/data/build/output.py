@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastattn.data.build.assign import SPLITS, Assigned
 from fastattn.data.augment import variants
+from fastattn.data.build.assign import SPLITS, Assigned
 from fastattn.data.build.balance import Balance, marked
 from fastattn.data.build.config import BuildConfig
 from fastattn.data.build.ingest import SEPARATOR, row_key
@@ -166,11 +166,7 @@ def write_splits(
 
 
 def _writer(path: Path, config: BuildConfig, marks: bool) -> Writer:
-    return (
-        _JsonLines(path)
-        if config.format == "jsonl"
-        else _Parquet(path, config.task, marks)
-    )
+    return _JsonLines(path) if config.format == "jsonl" else _Parquet(path, config.task, marks)
 
 
 def _augmented(

@@ -51,9 +51,7 @@ def make_report(
 ) -> dict[str, Any]:
     """Returns the report as plain values."""
     rejected = dict(
-        store.query(
-            "SELECT reason, count(*) FROM rows WHERE reason IS NOT NULL GROUP BY reason"
-        )
+        store.query("SELECT reason, count(*) FROM rows WHERE reason IS NOT NULL GROUP BY reason")
     )
     total = store.count()
     splits = {split: written.rows[split] for split in SPLITS if written.rows[split]}
@@ -71,9 +69,7 @@ def make_report(
         "balance": _balance(config, labels.get("train", {})),
         "rejected": {reason: rejected[reason] for reason in REASONS if reason in rejected},
         "meaning": {reason: REASONS[reason] for reason in REASONS if reason in rejected},
-        "examples": {
-            reason: _examples(store, reason) for reason in REASONS if reason in rejected
-        },
+        "examples": {reason: _examples(store, reason) for reason in REASONS if reason in rejected},
         "sources": read.sources,
         "repairs": read.repairs,
         "repair_examples": read.examples,
@@ -83,9 +79,7 @@ def make_report(
             **assigned.facts,
             "pairs": [_pair(pair) for pair in near_pairs],
         },
-        "suspects": None
-        if suspects is None
-        else {**suspects, "rows": _suspects(store)},
+        "suspects": None if suspects is None else {**suspects, "rows": _suspects(store)},
         "words": _words(store, assigned),
         "extremes": _extremes(store),
         "padding": padding,
@@ -137,7 +131,9 @@ def _shown(body: str) -> str:
 
 
 def _pair(pair: dict[str, Any]) -> dict[str, Any]:
-    rows = [{**row, "label": row["label"][:60], "body": _shown(row["body"])} for row in pair["rows"]]
+    rows = [
+        {**row, "label": row["label"][:60], "body": _shown(row["body"])} for row in pair["rows"]
+    ]
     return {
         "similarity": pair["similarity"],
         "rows": [{("content" if k == "body" else k): v for k, v in row.items()} for row in rows],
@@ -240,7 +236,7 @@ def _warnings(report: dict[str, Any]) -> list[str]:
             "tokens and will be cut."
         )
     if report["repairs"]:
-        done = ", ".join(f"{rows:,} × {kind}" for kind, rows in report["repairs"].items())
+        done = ", ".join(f"{rows:,} × {kind}" for kind, rows in report["repairs"].items())  # noqa: RUF001
         warnings.append(f"Rows were put right: {done}.")
     return warnings
 

@@ -58,9 +58,7 @@ def build(config: BuildConfig) -> dict[str, Any]:
         assigned = assign(config, store, columns, found)
         labels = count_labels(store, assigned)
         costs = _padding(config, store, assigned, count_tokens, progress)
-        files, written = write_splits(
-            config, store, assigned, labels["train"], folder, progress
-        )
+        files, written = write_splits(config, store, assigned, labels["train"], folder, progress)
         write_rejects(store, folder)
         pairs = near.describe(store, columns.ids, found)
         report = make_report(config, store, assigned, read, written, doubts, costs, pairs)
@@ -183,7 +181,10 @@ def _describe(
         "plain_tags": config.plain_tags,
         "files": files,
         "counts": {
-            split: {"rows": written.rows[split], "labels": dict(sorted(written.labels[split].items()))}
+            split: {
+                "rows": written.rows[split],
+                "labels": dict(sorted(written.labels[split].items())),
+            }
             for split in files
         },
         "settings": config.as_dict(),

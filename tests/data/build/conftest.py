@@ -16,10 +16,21 @@ from fastattn.data.build import BuildConfig, build
 
 Build = Callable[..., "Built"]
 
-_SUBJECTS = "film story music cast ending plot camera script actor scene".split()
+_SUBJECTS = [
+    "film",
+    "story",
+    "music",
+    "cast",
+    "ending",
+    "plot",
+    "camera",
+    "script",
+    "actor",
+    "scene",
+]
 _WORDS = {
-    "good": "wonderful brilliant lovely superb charming".split(),
-    "bad": "terrible boring awful dreadful clumsy".split(),
+    "good": ["wonderful", "brilliant", "lovely", "superb", "charming"],
+    "bad": ["terrible", "boring", "awful", "dreadful", "clumsy"],
 }
 
 

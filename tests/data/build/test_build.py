@@ -79,7 +79,9 @@ def test_finetune_reads_the_splits_exactly(built: Build) -> None:
 
 def test_finetune_refuses_a_data_set_of_another_task(built: Build) -> None:
     result = built([{"text": row["text"]} for row in reviews()], task="masked-lm", test_size=0)
-    with pytest.raises(DataError, match=r"which was built for masked-lm. Build it with --task classif"):
+    with pytest.raises(
+        DataError, match=r"which was built for masked-lm. Build it with --task classif"
+    ):
         data.load(str(result.folder))
     assert sum(1 for _ in read_split(result.folder, "train")) == 90
     with pytest.raises(DataError, match=r"must have a test split; got train, validation. Build"):
@@ -177,7 +179,7 @@ def test_bad_rows_stop_the_build_or_are_rejected(built: Build, tmp_path: Path) -
     lines = [f"{row['text']},{row['label']}" for row in reviews(40)]
     lines.insert(3, "one,two,three")
     content = "text,label\n" + "\n".join(lines) + "\n"
-    path.write_bytes(content.encode() + b"caf\xe9 was fine that day,good\n\"q\" x,good\na\0b,bad\n")
+    path.write_bytes(content.encode() + b'caf\xe9 was fine that day,good\n"q" x,good\na\0b,bad\n')
     message = r"a.csv, row 5: a row must have 2 cells.*got 3.* Or use --bad-rows reject."
     with pytest.raises(DataError, match=message):
         built([str(path)], encoding="utf-8")

@@ -47,9 +47,7 @@ def test_a_data_set_is_replaced_when_asked_for(built: Build, tmp_path: Path) -> 
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     after = built(reviews(50), format="parquet", overwrite=True).files()
     assert "train.parquet" in after and "train.jsonl" not in after
-    assert {
-        path.name for path in tmp_path.iterdir()
-    } == {"rows.jsonl", "out"}
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "out"}
 
 
 @pytest.fixture

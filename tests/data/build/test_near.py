@@ -46,7 +46,9 @@ def test_clusters_are_those_of_all_pairs(tmp_path: Path, similarity: float) -> N
         texts += [" ".join(words), f"{text}s"]
     texts += ["a", "b", "", "ab", "naïve café 😀", "naïve café 😀!"]
     store = store_of(texts, tmp_path)
-    found = find_near_duplicates(store, "masked-lm", similarity, len(texts), tmp_path, Progress(False))
+    found = find_near_duplicates(
+        store, "masked-lm", similarity, len(texts), tmp_path, Progress(False)
+    )
     truth = Clusters(len(texts))
     sets = [grams(text) for text in texts]
     pairs = 0

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from fastattn.data.augment import variants
 from fastattn.data.build import BuildConfig
 from fastattn.data.build.assign import largest_remainder
-from fastattn.data.augment import variants
 from fastattn.data.build.balance import Balance
 from fastattn.data.build.encoding import detect_encoding, repair_text
 from fastattn.data.build.padding import load_tokenizer, measure
@@ -19,7 +19,7 @@ from fastattn.errors import DataError
 
 from .conftest import Build, reviews
 
-RUSSIAN = "Привет, как дела? Это очень хороший фильм, и мы будем смотреть его ещё раз.\n"
+RUSSIAN = "Привет, как дела? Это очень хороший фильм, и мы будем смотреть его ещё раз.\n"  # noqa: RUF001
 JAPANESE = "日本語のテキストです。とても良い映画でした。\n"
 
 
@@ -152,10 +152,19 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, r"seed must be a whole number"),
     ({"max_length": 2}, r"max_length must be a whole number of at least 4"),
     ({"label_separator": ""}, r"label_separator must be at least one character"),
-    ({"columns": {"tokens": "x"}}, r"column must name one of the columns text, label of .*'tokens'"),
+    (
+        {"columns": {"tokens": "x"}},
+        r"column must name one of the columns text, label of .*'tokens'",
+    ),
     ({"encoding": "utf8000"}, r"encoding must be one that Python knows"),
-    ({"task": "masked-lm", "balance": "upsample"}, r"balance must be left out unless the task is classif"),
-    ({"task": "question-answering", "augment": 1}, r"augment must be left out unless the task is classification or"),
+    (
+        {"task": "masked-lm", "balance": "upsample"},
+        r"balance must be left out unless the task is classif",
+    ),
+    (
+        {"task": "question-answering", "augment": 1},
+        r"augment must be left out unless the task is classification or",
+    ),
     ({"label_columns": ("a",)}, r"label_columns must be left out unless the task is multilabel"),
     ({"plain_tags": True}, r"plain_tags must be left out unless the task is token"),
 ]

@@ -96,7 +96,9 @@ def test_an_answer_that_is_not_there(built: Build, tmp_path: Path) -> None:
     message = r"squad.json, row 5: an answer must be in the context at its answer_start; got 'no"
     with pytest.raises(DataError, match=message):
         built([str(path)], task="question-answering")
-    assert built([str(path)], task="question-answering", bad_rows="reject").reasons == [(5, "invalid")]
+    assert built([str(path)], task="question-answering", bad_rows="reject").reasons == [
+        (5, "invalid")
+    ]
 
 
 def test_a_repaired_context_keeps_its_answers(built: Build) -> None:
@@ -111,7 +113,9 @@ def test_a_repaired_context_keeps_its_answers(built: Build) -> None:
         "question": "De qui?",
         "answers": {"text": ["RenÃ©e"], "answer_start": [start]},
     }
-    (row,) = [row for row in every(built(rows, task="question-answering")) if row["question"] == "De qui?"]
+    (row,) = [
+        row for row in every(built(rows, task="question-answering")) if row["question"] == "De qui?"
+    ]
     assert row["context"] == "Le café très noir de Renée."
     assert row["answers"] == {"text": ["Renée"], "answer_start": [21]}
 
