@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
@@ -85,11 +86,12 @@ def changed_sources(build_folder: Path) -> Callable[[Sequence[tuple[str, str, st
 
 @pytest.fixture(scope="session")
 def compile_library(build_folder: Path, compile_object: CompileObject) -> CompileLibrary:
-    """compile_library(name, [(include, source), ...], *flags) -> those and the emulator, loaded."""
+    """compile_library(name, [(include, source, *flags), ...], *flags) -> a library, loaded.
 
-    def compile_library(
-        name: str, sources: Sequence[tuple[Path, Path]], *flags: str
-    ) -> ctypes.CDLL:
+    The last flags are for the emulator, which comes with the sources, too.
+    """
+
+    def compile_library(name: str, sources: Sequence[Sequence[Any]], *flags: str) -> ctypes.CDLL:
         runtime = [(CSRC, source) for source in sorted((CSRC / "emulator").glob("*.cpp"))]
         objects = [compile_object(*source, *flags) for source in [*runtime, *sources]]
         target = build_folder / f"{name}-{os.getpid()}.so"

@@ -272,7 +272,8 @@ def build(
             unit = bug.in_unit or bug.file
             sources[unit] = (wrong, wrong / "cuda" / unit)
         name = "hopper-" + re.sub(r"\W+", "-", bug.name if bug else "attention")
-        return compile_library(name, [(right, DRIVER), *sources.values()], "-DFASTATTN_HOPPER")
+        driver = (right, DRIVER, "-DFASTATTN_HOPPER")
+        return compile_library(name, [driver, *sources.values()])
 
     return build
 
