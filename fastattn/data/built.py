@@ -26,11 +26,16 @@ VERSION = 1
 
 def is_built(folder: Path) -> bool:
     """Whether a folder is a data set that a build has made."""
+    return _content(folder) is not None
+
+
+def _content(folder: Path) -> dict[str, Any] | None:
+    """What dataset.json holds, None if there is none of its kind."""
     try:
         content = json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("format") == FORMAT
+        return None
+    return content if isinstance(content, dict) and content.get("format") == FORMAT else None
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
@@ -40,18 +45,18 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         DataError: the folder is no built data set, or one of a later version.
     """
     folder = Path(folder).expanduser()
-    if not is_built(folder):
+    content = _content(folder)
+    if content is None:
         raise DataError(
             f"data: the folder must be one that `fastattn data build` made; got {str(folder)!r}, "
             f"which has no {DATASET_FILE} of its kind. Build it first."
         )
-    content = json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))
     if content.get("version") != VERSION:
         raise DataError(
             f"data: {DATASET_FILE} must be of version {VERSION}; got {content.get('version')!r} in "
             f"{str(folder)!r}. Use a newer fastattn, or build the data set again."
         )
-    return dict(content)
+    return content
 
 
 def read_split(folder: str | Path, split: str) -> Iterator[dict[str, Any]]:

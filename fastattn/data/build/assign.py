@@ -24,7 +24,7 @@ from fastattn.data.build.config import BuildConfig
 from fastattn.data.build.ingest import SEPARATOR
 from fastattn.data.build.near import Clusters, Found
 from fastattn.data.build.store import Store
-from fastattn.data.splits import HELD_OUT_SHARE, MAX_HELD_OUT
+from fastattn.data.splits import HELD_OUT_SHARE, MAX_HELD_OUT, largest_remainder
 from fastattn.errors import DataError
 
 SPLITS = ("train", "validation", "test")
@@ -220,17 +220,6 @@ def _fill(
                     chosen[unit] = split
                     break
     splits[pool] = chosen[units[pool]]
-
-
-def largest_remainder(size: int, totals: dict[int, int]) -> dict[int, int]:
-    """Splits a size over classes in proportion to their totals."""
-    every = max(1, sum(totals.values()))
-    exact = {code: size * total / every for code, total in totals.items()}
-    shares = {code: int(share) for code, share in exact.items()}
-    by_remainder = sorted(exact, key=lambda code: (shares[code] - exact[code], code))
-    for code in by_remainder[: size - sum(shares.values())]:
-        shares[code] += 1
-    return shares
 
 
 def _check(

@@ -11,10 +11,10 @@ import pytest
 
 from fastattn.data.augment import variants
 from fastattn.data.build import BuildConfig
-from fastattn.data.build.assign import largest_remainder
 from fastattn.data.build.balance import Balance
 from fastattn.data.build.encoding import detect_encoding, repair_text
 from fastattn.data.build.padding import load_tokenizer, measure
+from fastattn.data.splits import largest_remainder
 from fastattn.errors import DataError
 
 from .conftest import Build, reviews
