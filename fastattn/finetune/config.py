@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -112,6 +112,17 @@ class FinetuneConfig:
                 f"keep='best'; got validation_size={self.validation_size!r} and "
                 f"keep={self.keep!r}. Leave --patience out to train to the end."
             )
+
+    def sizes(self, defaults: Mapping[str, int]) -> dict[str, Any]:
+        """Returns train_size, validation_size and test_size, by name.
+
+        Args:
+            defaults: those to use where the settings do not say.
+        """
+        asked = {
+            name: getattr(self, name) for name in ("train_size", "validation_size", "test_size")
+        }
+        return {name: defaults.get(name) if x is None else x for name, x in asked.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the settings as plain values."""

@@ -72,6 +72,12 @@ class Encoded(torch.utils.data.Dataset):
         return sum(len(feature["input_ids"]) for feature in self.features)
 
 
+def features_of(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns one feature for each row of the columns that a tokenizer gives."""
+    rows = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, cells, strict=True)) for cells in rows]
+
+
 class Task(ABC):
     """A way of fine-tuning. Stateless but for what :meth:`load_data` learned of the data."""
 

@@ -26,13 +26,21 @@ from transformers import (
 )
 
 from fastattn.data import PACKAGED_IMDB, load
+from fastattn.data.packing import IGNORED_LABEL
 from fastattn.finetune import model as models
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.defaults import FRESH_MODELS
-from fastattn.finetune.tasks.base import Baseline, Encoded, Example, Scorer, Task, TaskData
+from fastattn.finetune.tasks.base import (
+    Baseline,
+    Encoded,
+    Example,
+    Scorer,
+    Task,
+    TaskData,
+    features_of,
+)
 from fastattn.finetune.tasks.rows import read_rows, split_rows
 
-_IGNORED = -100
 # Classes with a head for masked tokens.
 _HEADS = ("ForMaskedLM", "ForPreTraining")
 # Of the packaged reviews, where the settings do not say: 150 steps or so.
@@ -63,7 +71,7 @@ class MaskingCollator:
             whole_word_mask=whole_words,
             **(words if whole_words else {}),
         )
-        self._pad = DataCollatorForTokenClassification(tokenizer, label_pad_token_id=_IGNORED)
+        self._pad = DataCollatorForTokenClassification(tokenizer, label_pad_token_id=IGNORED_LABEL)
 
     def with_seed(self, seed: int) -> MaskingCollator:
         """Returns a collator whose masks are always the same."""
@@ -89,7 +97,7 @@ class MaskingCollator:
                 special_tokens_mask=special,
                 offset_mapping=None if offsets is None else np.array([offsets]),
             )
-            if (labels != _IGNORED).any():
+            if (labels != IGNORED_LABEL).any():
                 return {**rest, "input_ids": masked[0].tolist(), "labels": labels[0].tolist()}
 
 
@@ -127,7 +135,7 @@ class MaskedLM(Task):
         if config.text_column is not None:
             columns["text"] = config.text_column
         found = read_rows(self.name, config.data or "", columns)
-        return split_rows(found, config, {}, lambda row: row["text"])
+        return split_rows(found, config, lambda row: row["text"])
 
     def load_tokenizer(self, source: str, data: TaskData, config: FinetuneConfig) -> Any:
         tokenizer = super().load_tokenizer(source, data, config)
@@ -183,10 +191,9 @@ class MaskedLM(Task):
             return_offsets_mapping=config.whole_words,
         )
         encoded.pop("overflow_to_sample_mapping")
-        rows = zip(*encoded.values(), strict=True)
-        features = [dict(zip(encoded, cells, strict=True)) for cells in rows]
         # What the tokenizer takes for white space has nothing to mask.
-        return Encoded(examples, [x for x in features if not all(x["special_tokens_mask"])])
+        features = [x for x in features_of(encoded) if not all(x["special_tokens_mask"])]
+        return Encoded(examples, features)
 
     def collator(self, tokenizer: Any, model: Any) -> MaskingCollator:
         return MaskingCollator(tokenizer, self._config.mlm_probability, self._config.whole_words)
@@ -205,7 +212,7 @@ class MaskedLM(Task):
         encoded = self.encode(data.test, self._tokenizer, self._config)
         collator = self.collator(self._tokenizer, None).with_seed(self._config.seed)
         labels = (collator.mask(feature)["labels"] for feature in encoded.features)
-        counts = Counter(label for row in labels for label in row if label != _IGNORED)
+        counts = Counter(label for row in labels for label in row if label != IGNORED_LABEL)
         (token, count) = counts.most_common(1)[0]
         word = self._tokenizer.convert_ids_to_tokens(token)
         return Baseline(count / counts.total(), f"always the commonest token, {word!r}")
@@ -222,10 +229,7 @@ def _packaged_reviews(config: FinetuneConfig) -> TaskData:
     So a model that is adapted to them here has not read what a classifier made from it is tested
     on there.
     """
-    sizes: dict[str, Any] = {
-        name: size if getattr(config, name) is None else getattr(config, name)
-        for name, size in _PACKAGED_SIZES.items()
-    }
+    sizes = config.sizes(_PACKAGED_SIZES)
     splits = load(PACKAGED_IMDB, split_seed=config.split_seed, **sizes)
     train, validation, test = (
         [{"text": text} for text in part.texts]
@@ -240,7 +244,7 @@ def _tokens_and_losses(logits: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
     Where nothing is predicted, both are 0. The loss of a token is in nats.
     """
     logits = logits[0] if isinstance(logits, tuple) else logits
-    chosen = labels != _IGNORED
+    chosen = labels != IGNORED_LABEL
     rows, wanted = logits[chosen].float(), labels[chosen]
     tokens, losses = torch.zeros_like(labels), torch.zeros(labels.shape, device=labels.device)
     tokens[chosen] = rows.argmax(-1)
@@ -250,7 +254,7 @@ def _tokens_and_losses(logits: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _accuracy_and_perplexity(prediction: EvalPrediction) -> dict[str, float]:
     tokens, losses = prediction.predictions
-    chosen = prediction.label_ids != _IGNORED
+    chosen = prediction.label_ids != IGNORED_LABEL
     right = tokens[chosen] == prediction.label_ids[chosen]
     return {
         "masked_accuracy": float(right.mean()),

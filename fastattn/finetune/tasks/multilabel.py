@@ -14,8 +14,22 @@ from fastattn.data.tasks import label_names
 from fastattn.errors import DataError
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.demos import messages
-from fastattn.finetune.tasks.base import Baseline, Encoded, Example, Scorer, Task, TaskData
-from fastattn.finetune.tasks.rows import Found, drop_unlabelled, read_rows, split_rows
+from fastattn.finetune.tasks.base import (
+    Baseline,
+    Encoded,
+    Example,
+    Scorer,
+    Task,
+    TaskData,
+    features_of,
+)
+from fastattn.finetune.tasks.rows import (
+    Found,
+    drop_unlabelled,
+    named_columns,
+    read_rows,
+    split_rows,
+)
 
 PACKAGED_MESSAGES = "messages"
 
@@ -35,7 +49,7 @@ class Multilabel(Task):
     def load_data(self, config: FinetuneConfig) -> TaskData:
         self._threshold = config.threshold
         found = drop_unlabelled(_read(config), lambda row: row["labels"])
-        data = split_rows(found, config, {}, lambda row: row["text"])
+        data = split_rows(found, config, lambda row: row["text"])
         self._names = label_names({label for row in data.train for label in row["labels"]})
         if not self._names:
             raise DataError(
@@ -61,11 +75,7 @@ class Multilabel(Task):
         texts = [row["text"] for row in examples]
         encoded = tokenizer(texts, truncation=True, max_length=config.max_length)
         targets = _indicators([row["labels"] for row in examples], self._names)
-        features = [
-            {**{name: encoded[name][i] for name in encoded}, "labels": targets[i].tolist()}
-            for i in range(len(texts))
-        ]
-        return Encoded(examples, features)
+        return Encoded(examples, features_of({**encoded, "labels": targets.tolist()}))
 
     def collator(self, tokenizer: Any, model: Any) -> Any:
         return DataCollatorWithPadding(tokenizer)
@@ -108,11 +118,10 @@ def _read(config: FinetuneConfig) -> Found:
     if (config.data or PACKAGED_MESSAGES) == PACKAGED_MESSAGES:
         sets = {name: messages.rows(name) for name in messages.SIZES}
         return Found("messages (made-up messages to a shop; wordings held out)", sets)
-    columns = {"text": config.text_column, "labels": config.label_column}
     return read_rows(
         Multilabel.name,
         config.data or "",
-        {**{name: column for name, column in columns.items() if column}, **config.column},
+        named_columns(config, text="text", label="labels"),
         label_separator=config.label_separator,
         label_columns=[name.strip() for name in (config.label_columns or "").split(",") if name],
     )

@@ -18,7 +18,13 @@ from fastattn.finetune.defaults import FRESH_MODELS
 from fastattn.finetune.demos import passages
 from fastattn.finetune.tasks import squad
 from fastattn.finetune.tasks.base import Baseline, Encoded, Example, Scorer, Task, TaskData
-from fastattn.finetune.tasks.rows import Found, drop_unlabelled, read_rows, split_rows
+from fastattn.finetune.tasks.rows import (
+    Found,
+    drop_unlabelled,
+    named_columns,
+    read_rows,
+    split_rows,
+)
 
 PACKAGED_PASSAGES = "passages"
 _SHORTEST = 16  # tokens: a question, a window of some words, and special tokens
@@ -68,7 +74,7 @@ class QuestionAnswering(Task):
         self._max_answer_length = config.max_answer_length
         found = drop_unlabelled(_read(config), _targets)
         # Questions about one passage are all in one set.
-        data = split_rows(found, config, {}, lambda row: row["context"])
+        data = split_rows(found, config, lambda row: row["context"])
         self._may_have_none = not all(_targets(row) for row in data.train)
         if not any(_targets(row) for row in data.train):
             raise DataError(
@@ -79,11 +85,7 @@ class QuestionAnswering(Task):
 
     def load_tokenizer(self, source: str, data: TaskData, config: FinetuneConfig) -> Any:
         tokenizer = super().load_tokenizer(source, data, config)
-        if not tokenizer.is_fast:
-            raise ValueError(
-                "finetune: model must have a fast tokenizer, which says where a token is in the "
-                f"passage; got {type(tokenizer).__name__} of {source}. Use another --model."
-            )
+        models.require_fast(tokenizer, source, "which says where a token is in the passage")
         return tokenizer
 
     def encode(
@@ -213,11 +215,10 @@ def _read(config: FinetuneConfig) -> Found:
     if (config.data or PACKAGED_PASSAGES) == PACKAGED_PASSAGES:
         sets = {name: passages.rows(name) for name in passages.SIZES}
         return Found("passages (made-up facts; names and wordings held out)", sets)
-    columns = {"context": config.text_column, "answers": config.label_column}
     return read_rows(
         QuestionAnswering.name,
         config.data or "",
-        {**{name: column for name, column in columns.items() if column}, **config.column},
+        named_columns(config, text="context", label="answers"),
     )
 
 

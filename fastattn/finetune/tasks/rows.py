@@ -88,6 +88,16 @@ def rows_of_hub_sets(task: str, name: str, sets: Mapping[str, Any], layout: Layo
     return _found(name, task, pairs, layout)
 
 
+def named_columns(config: FinetuneConfig, *, text: str, label: str) -> dict[str, str]:
+    """Returns what the source calls the task's columns, as far as the settings say.
+
+    Args:
+        text, label: what the task calls what --text-column and --label-column name.
+    """
+    columns = {text: config.text_column, label: config.label_column}
+    return {**{name: column for name, column in columns.items() if column}, **config.column}
+
+
 def drop_unlabelled(found: Found, target: Callable[[Example], Any]) -> Found:
     """Drops validation and test sets in which no row has a target.
 
@@ -105,14 +115,12 @@ def drop_unlabelled(found: Found, target: Callable[[Example], Any]) -> Found:
 def split_rows(
     found: Found,
     config: FinetuneConfig,
-    sizes: Mapping[str, int | None],
     compared: Callable[[Example], str],
     keep_repeated: bool = False,
 ) -> TaskData:
     """Drops what is there twice, and divides the rows into sets that share no text.
 
     Args:
-        sizes: of the sets, where the settings do not say; see ``fastattn.data.load``.
         compared: returns the text of a row that must be in one set alone. Rows with the same one
             stay together, and count as one in the sizes.
         keep_repeated: keeps rows that are there twice, for texts in which sentences occur again.
@@ -120,8 +128,7 @@ def split_rows(
     Raises:
         DataError: more is asked for than there is.
     """
-    asked = (getattr(config, f"{name}_size") for name in _SETS)
-    wanted = Sizes(*(sizes.get(n) if x is None else x for n, x in zip(_SETS, asked, strict=True)))
+    wanted = Sizes(config.train_size, config.validation_size, config.test_size)
     check_sizes(wanted)
     report: dict[str, Any] = {"source": found.source, "notes": list(found.notes)}
     kept: dict[str, list[_Group]] = {}

@@ -15,15 +15,23 @@ from transformers import (
     EvalPrediction,
 )
 
+from fastattn.data.packing import IGNORED_LABEL
 from fastattn.finetune import model as models
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.demos import news
-from fastattn.finetune.tasks.base import Baseline, Encoded, Example, Scorer, Task, TaskData
-from fastattn.finetune.tasks.rows import Found, read_rows, split_rows
+from fastattn.finetune.tasks.base import (
+    Baseline,
+    Encoded,
+    Example,
+    Scorer,
+    Task,
+    TaskData,
+    features_of,
+)
+from fastattn.finetune.tasks.rows import Found, named_columns, read_rows, split_rows
 
 PACKAGED_NEWS = "news"
 _OUTSIDE = "O"
-_IGNORED = -100  # by the loss: special tokens, padding, and all pieces of a word but its first
 
 
 class EncodedWords(Encoded):
@@ -56,9 +64,7 @@ class TokenClassification(Task):
         self._plain_tags = config.plain_tags
         found = _read(config)
         # Short sentences occur again in any text, and in the test sets that others report on.
-        data = split_rows(
-            found, config, {}, lambda row: " ".join(row["tokens"]), keep_repeated=True
-        )
+        data = split_rows(found, config, lambda row: " ".join(row["tokens"]), keep_repeated=True)
         self._names = _tag_names(tag for row in data.train for tag in row["tags"])
         for set_name, rows in (("validation", data.validation), ("test", data.test)):
             tags = {tag for row in rows for tag in row["tags"]}
@@ -72,11 +78,7 @@ class TokenClassification(Task):
 
     def load_tokenizer(self, source: str, data: TaskData, config: FinetuneConfig) -> Any:
         tokenizer = super().load_tokenizer(source, data, config)
-        if not tokenizer.is_fast:
-            raise ValueError(
-                "finetune: model must have a fast tokenizer, which says which word a piece is of; "
-                f"got {type(tokenizer).__name__} of {source}. Use another --model."
-            )
+        models.require_fast(tokenizer, source, "which says which word a piece is of")
         if getattr(tokenizer, "add_prefix_space", None) is False:
             # Byte-level tokenizers (RoBERTa's) take no lists of words otherwise.
             tokenizer = models.load_tokenizer(source, config, add_prefix_space=True)
@@ -92,20 +94,23 @@ class TokenClassification(Task):
             max_length=config.max_length,
         )
         index = {name: number for number, name in enumerate(self._names)}
-        features, words = [], []
+        words: list[list[int]] = []
+        labels: list[list[int]] = []
         for number, row in enumerate(examples):
             of_pieces = encoded.word_ids(number)
             firsts = _first_pieces(of_pieces)
-            labels = [_IGNORED] * len(of_pieces)
+            # Special tokens, and all pieces of a word but its first, have no label.
+            of_row = [IGNORED_LABEL] * len(of_pieces)
             for word, piece in firsts.items():
                 # A tag that nobody can learn has no loss, and is a mistake in the score.
-                labels[piece] = index.get(row["tags"][word], 0)
-            features.append({**{name: encoded[name][number] for name in encoded}, "labels": labels})
+                of_row[piece] = index.get(row["tags"][word], 0)
+            labels.append(of_row)
             words.append(list(firsts))
+        features = features_of({**encoded, "labels": labels})
         return EncodedWords(examples, features, words, _lost_words(examples, words, config))
 
     def collator(self, tokenizer: Any, model: Any) -> Any:
-        return DataCollatorForTokenClassification(tokenizer, label_pad_token_id=_IGNORED)
+        return DataCollatorForTokenClassification(tokenizer, label_pad_token_id=IGNORED_LABEL)
 
     def logits_to_predictions(self) -> Callable[[Any, Any], Any]:
         return _likeliest_tags
@@ -119,7 +124,7 @@ class TokenClassification(Task):
             for number, tags in enumerate(targets):
                 # A word that the model has not read is outside of all spans.
                 answer = [_OUTSIDE] * len(tags)
-                read = prediction.label_ids[number] != _IGNORED
+                read = prediction.label_ids[number] != IGNORED_LABEL
                 found = prediction.predictions[number][read]
                 for word, tag in zip(encoded.words[number], found, strict=True):
                     answer[word] = self._names[tag]
@@ -165,11 +170,10 @@ def _read(config: FinetuneConfig) -> Found:
     if (config.data or PACKAGED_NEWS) == PACKAGED_NEWS:
         sets = {name: news.rows(name) for name in news.SIZES}
         return Found("news (made-up sentences; names and wordings held out)", sets)
-    columns = {"tokens": config.text_column, "tags": config.label_column}
     return read_rows(
         TokenClassification.name,
         config.data or "",
-        {**{name: column for name, column in columns.items() if column}, **config.column},
+        named_columns(config, text="tokens", label="tags"),
         plain_tags=config.plain_tags,
     )
 

@@ -19,7 +19,15 @@ from transformers import (
 
 from fastattn.data.english_german import make_pairs
 from fastattn.finetune.config import FinetuneConfig
-from fastattn.finetune.tasks.base import Baseline, Encoded, Example, Scorer, Task, TaskData
+from fastattn.finetune.tasks.base import (
+    Baseline,
+    Encoded,
+    Example,
+    Scorer,
+    Task,
+    TaskData,
+    features_of,
+)
 from fastattn.finetune.tasks.rows import Found, read_rows, split_rows
 
 # Sentences of a grammar (fastattn.data.english_german). After three epochs of 6,000 the validation
@@ -49,7 +57,7 @@ class Translation(Task):
             _made_pairs() if data == PACKAGED_PAIRS else read_rows(self.name, data, config.column)
         )
         # Sources are not to be shared; different ones may well have one translation.
-        return split_rows(found, config, {}, lambda row: row["source"])
+        return split_rows(found, config, lambda row: row["source"])
 
     def encode(
         self, examples: Sequence[Example], tokenizer: Any, config: FinetuneConfig
@@ -60,8 +68,7 @@ class Translation(Task):
             truncation=True,
             max_length=config.max_length,
         )
-        rows = zip(*encoded.values(), strict=True)
-        features = [dict(zip(encoded, cells, strict=True)) for cells in rows]
+        features = features_of(encoded)
         longest = (max(len(x["input_ids"]), len(x["labels"])) for x in features)
         cut = sum(length >= config.max_length for length in longest)
         note = f"{cut:,} pairs reach {config.max_length} tokens, where they are cut (--max-length)"

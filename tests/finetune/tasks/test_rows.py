@@ -24,7 +24,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def split(found: Found, **settings: Any) -> TaskData:
-    return split_rows(found, FinetuneConfig(**settings), {}, lambda row: row["source"])
+    return split_rows(found, FinetuneConfig(**settings), lambda row: row["source"])
 
 
 def test_jsonl_tsv_and_csv_hold_the_same_rows(tmp_path: Path) -> None:
