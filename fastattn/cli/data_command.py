@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fastattn.cli.errors import clear_errors
+from fastattn.cli.options import option
 from fastattn.data.tasks import TASKS
 
 app = typer.Typer(help="Build labelled data for fine-tuning, and look at it.", no_args_is_help=True)
@@ -15,10 +16,6 @@ app = typer.Typer(help="Build labelled data for fine-tuning, and look at it.", n
 _LAYOUT, _FILES, _CHECKS, _SPLITS, _TRAINING, _RUN = (
     *("Columns and labels", "Files", "Checks", "Splits", "Training split alone", "Run"),
 )
-
-
-def _option(*names: str, help: str, panel: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
 
 
 def _size(value: str) -> float | str:
@@ -61,15 +58,15 @@ def build(
         ),
     ] = "classification",
     text_column: Annotated[
-        str | None, _option(panel=_LAYOUT, help='Column with the texts. Default: "text".')
+        str | None, option(panel=_LAYOUT, help='Column with the texts. Default: "text".')
     ] = None,
     label_column: Annotated[
         str | None,
-        _option(panel=_LAYOUT, help='Column with the labels. Default: "label", "labels", "tags".'),
+        option(panel=_LAYOUT, help='Column with the labels. Default: "label", "labels", "tags".'),
     ] = None,
     column: Annotated[
         list[str] | None,
-        _option(
+        option(
             panel=_LAYOUT,
             metavar="NAME=COLUMN",
             help="Any other column of the task; source=translation.en reaches into objects.",
@@ -77,40 +74,40 @@ def build(
     ] = None,
     label_map: Annotated[
         list[str] | None,
-        _option(
+        option(
             panel=_LAYOUT,
             metavar="OLD=NEW",
             help="Names a label or tag anew; OLD= drops it. May be repeated.",
         ),
     ] = None,
     label_columns: Annotated[
-        str, _option(panel=_LAYOUT, help="Multilabel: columns of 0 and 1, as in toxic,rude.")
+        str, option(panel=_LAYOUT, help="Multilabel: columns of 0 and 1, as in toxic,rude.")
     ] = "",
     label_separator: Annotated[
-        str, _option(panel=_LAYOUT, help="Multilabel: between the labels of a cell.")
+        str, option(panel=_LAYOUT, help="Multilabel: between the labels of a cell.")
     ] = "|",
     plain_tags: Annotated[
         bool,
-        _option("--plain-tags", panel=_LAYOUT, help="Tags are classes of single tokens, not IOB2."),
+        option("--plain-tags", panel=_LAYOUT, help="Tags are classes of single tokens, not IOB2."),
     ] = False,
     encoding: Annotated[
         str,
-        _option(panel=_FILES, help="Of text files. auto: UTF-8, or another if there is no doubt."),
+        option(panel=_FILES, help="Of text files. auto: UTF-8, or another if there is no doubt."),
     ] = "auto",
     delimiter: Annotated[
-        str | None, _option(panel=_FILES, help="Of CSV and TSV files. Default: comma, tab.")
+        str | None, option(panel=_FILES, help="Of CSV and TSV files. Default: comma, tab.")
     ] = None,
     quotes: Annotated[
-        bool, _option("--quotes/--no-quotes", panel=_FILES, help="Whether cells may be quoted.")
+        bool, option("--quotes/--no-quotes", panel=_FILES, help="Whether cells may be quoted.")
     ] = True,
-    token_column: Annotated[int, _option(panel=_FILES, help="Of CoNLL files, counted from 0.")] = 0,
-    tag_column: Annotated[int, _option(panel=_FILES, help="Of CoNLL files; -1 is the last.")] = -1,
+    token_column: Annotated[int, option(panel=_FILES, help="Of CoNLL files, counted from 0.")] = 0,
+    tag_column: Annotated[int, option(panel=_FILES, help="Of CoNLL files; -1 is the last.")] = -1,
     whole_files: Annotated[
-        bool, _option("--whole-files", panel=_FILES, help="Each text file is one text.")
+        bool, option("--whole-files", panel=_FILES, help="Each text file is one text.")
     ] = False,
     bad_rows: Annotated[
         str,
-        _option(
+        option(
             panel=_CHECKS,
             metavar="stop|reject",
             help="Stop at a row that cannot be used, or reject it.",
@@ -118,26 +115,26 @@ def build(
     ] = "stop",
     repair: Annotated[
         bool,
-        _option("--repair/--no-repair", panel=_CHECKS, help="Put mojibake and accents right."),
+        option("--repair/--no-repair", panel=_CHECKS, help="Put mojibake and accents right."),
     ] = True,
-    min_words: Annotated[int, _option(panel=_CHECKS, help="Shorter texts are rejected.")] = 1,
+    min_words: Annotated[int, option(panel=_CHECKS, help="Shorter texts are rejected.")] = 1,
     max_words: Annotated[
-        int | None, _option(panel=_CHECKS, help="Longer texts are rejected.")
+        int | None, option(panel=_CHECKS, help="Longer texts are rejected.")
     ] = None,
     near_duplicates: Annotated[
         str,
-        _option(
+        option(
             panel=_CHECKS,
             metavar="group|drop|keep",
             help="Keep them in one split, drop all but one, or do not look.",
         ),
     ] = "group",
     similarity: Annotated[
-        float, _option(panel=_CHECKS, help="Share of common 5-grams of near-duplicates.")
+        float, option(panel=_CHECKS, help="Share of common 5-grams of near-duplicates.")
     ] = 0.8,
     suspects: Annotated[
         str,
-        _option(
+        option(
             panel=_CHECKS,
             metavar="flag|drop|off",
             help="What to do with labels that are likely wrong.",
@@ -145,47 +142,47 @@ def build(
     ] = "flag",
     validation_size: Annotated[
         Any,
-        _option(panel=_SPLITS, metavar="N|SHARE", parser=_size, help="Default: a tenth."),
+        option(panel=_SPLITS, metavar="N|SHARE", parser=_size, help="Default: a tenth."),
     ] = None,
     test_size: Annotated[
         Any,
-        _option(panel=_SPLITS, metavar="N|SHARE", parser=_size, help="Default: a tenth."),
+        option(panel=_SPLITS, metavar="N|SHARE", parser=_size, help="Default: a tenth."),
     ] = None,
     group_column: Annotated[
         str | None,
-        _option(panel=_SPLITS, help="Rows with the same value there stay in one split."),
+        option(panel=_SPLITS, help="Rows with the same value there stay in one split."),
     ] = None,
-    seed: Annotated[int, _option(panel=_SPLITS, help="Another number, another split.")] = 0,
+    seed: Annotated[int, option(panel=_SPLITS, help="Another number, another split.")] = 0,
     balance: Annotated[
         str,
-        _option(
+        option(
             panel=_TRAINING, metavar="none|downsample|upsample", help="As many rows of each class."
         ),
     ] = "none",
     augment: Annotated[
-        int, _option(panel=_TRAINING, help="Varied copies of each row: words deleted, swapped.")
+        int, option(panel=_TRAINING, help="Varied copies of each row: words deleted, swapped.")
     ] = 0,
     format: Annotated[
         str,
-        _option(
+        option(
             panel=_RUN,
             metavar="jsonl|parquet",
             help="Of the splits.",
         ),
     ] = "jsonl",
     tokenizer: Annotated[
-        str, _option(panel=_RUN, help="For the report: minilm-l6, a folder, a name on the Hub.")
+        str, option(panel=_RUN, help="For the report: minilm-l6, a folder, a name on the Hub.")
     ] = "minilm-l6",
     max_length: Annotated[
-        int, _option(panel=_RUN, help="For the report: tokens after which training cuts.")
+        int, option(panel=_RUN, help="For the report: tokens after which training cuts.")
     ] = 512,
     overwrite: Annotated[
-        bool, _option("--overwrite", panel=_RUN, help="Replace a data set built there.")
+        bool, option("--overwrite", panel=_RUN, help="Replace a data set built there.")
     ] = False,
     progress: Annotated[
-        bool, _option("--progress/--quiet", panel=_RUN, help="Show progress and the result.")
+        bool, option("--progress/--quiet", panel=_RUN, help="Show progress and the result.")
     ] = True,
-    debug: Annotated[bool, _option("--debug", panel=_RUN, help="Show an error's traceback.")] = (
+    debug: Annotated[bool, option("--debug", panel=_RUN, help="Show an error's traceback.")] = (
         False
     ),
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fastattn.cli.errors import BAD_INPUT, clear_errors
+from fastattn.cli.options import option
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.recipes import RECIPES, describe
 from fastattn.finetune.tasks import TASK_NAMES
@@ -25,24 +26,20 @@ def _size(value: str) -> int | str:
         return value
 
 
-def _option(*names: str, help: str, panel: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
-
-
 _DATA, _MODEL, _RECIPE, _RUN = "Data", "Model", "Recipe", "Run"
 
 Recipe = Annotated[
     str | None,
-    _option(
+    option(
         panel=_RECIPE,
         help="A named set of defaults, which other options override. "
         + " ".join(f"{name}: {describe(name)}." for name in RECIPES),
     ),
 ]
-Task = Annotated[str, _option(panel=_DATA, help=f"What to learn: {', '.join(TASK_NAMES)}.")]
+Task = Annotated[str, option(panel=_DATA, help=f"What to learn: {', '.join(TASK_NAMES)}.")]
 Data = Annotated[
     str | None,
-    _option(
+    option(
         panel=_DATA,
         help="A CSV, TSV, JSONL or Parquet file, or one of the task's own kind; a folder with a "
         "train file of these kinds and perhaps validation and test files; a data set of the "
@@ -53,25 +50,25 @@ Data = Annotated[
     ),
 ]
 TextColumn = Annotated[
-    str | None, _option(panel=_DATA, help='Column with the texts. Default: "text".')
+    str | None, option(panel=_DATA, help='Column with the texts. Default: "text".')
 ]
 LabelColumn = Annotated[
-    str | None, _option(panel=_DATA, help='Column with the classes. Default: "label".')
+    str | None, option(panel=_DATA, help='Column with the classes. Default: "label".')
 ]
 LabelColumns = Annotated[
     str | None,
-    _option(
+    option(
         panel=_DATA,
         metavar="A,B,...",
         help="For multilabel: columns of 0 and 1, one for each class, instead of one of labels.",
     ),
 ]
 LabelSeparator = Annotated[
-    str, _option(panel=_DATA, help="For multilabel: what is between the labels of a CSV cell.")
+    str, option(panel=_DATA, help="For multilabel: what is between the labels of a CSV cell.")
 ]
 PlainTags = Annotated[
     bool,
-    _option(
+    option(
         "--plain-tags",
         panel=_DATA,
         help="For token-classification: tags are classes of single tokens, such as parts of "
@@ -80,7 +77,7 @@ PlainTags = Annotated[
 ]
 Column = Annotated[
     list[str] | None,
-    _option(
+    option(
         panel=_DATA,
         metavar="NAME=COLUMN",
         help="Where the data keeps what the task calls NAME, for tasks beside classification: "
@@ -89,7 +86,7 @@ Column = Annotated[
 ]
 TrainSize = Annotated[
     Any,
-    _option(
+    option(
         panel=_DATA,
         metavar="N|all",
         parser=_size,
@@ -98,7 +95,7 @@ TrainSize = Annotated[
 ]
 ValidationSize = Annotated[
     Any,
-    _option(
+    option(
         panel=_DATA,
         metavar="N|all",
         parser=_size,
@@ -108,7 +105,7 @@ ValidationSize = Annotated[
 ]
 TestSize = Annotated[
     Any,
-    _option(
+    option(
         panel=_DATA,
         metavar="N|all",
         parser=_size,
@@ -116,10 +113,10 @@ TestSize = Annotated[
         "data its own test set, or a tenth, at most 5,000.",
     ),
 ]
-SplitSeed = Annotated[int, _option(panel=_DATA, help="Another number, another split.")]
+SplitSeed = Annotated[int, option(panel=_DATA, help="Another number, another split.")]
 Augment = Annotated[
     int,
-    _option(
+    option(
         panel=_DATA,
         metavar="N",
         help="Add N altered copies of each training text: a tenth of the words dropped or moved.",
@@ -127,7 +124,7 @@ Augment = Annotated[
 ]
 Model = Annotated[
     str | None,
-    _option(
+    option(
         panel=_MODEL,
         help='"minilm-l6": all-MiniLM-L6-v2, which installs from PyPI and works offline. A folder '
         "that save_pretrained wrote, or a model of the Hub such as bert-base-uncased. Or, made "
@@ -137,7 +134,7 @@ Model = Annotated[
 ]
 Dropout = Annotated[
     float | None,
-    _option(
+    option(
         panel=_MODEL,
         help="Probability of dropping hidden values, attention weights and the classifier's input. "
         "Default: the model's own.",
@@ -145,7 +142,7 @@ Dropout = Annotated[
 ]
 MaxLength = Annotated[
     int | None,
-    _option(
+    option(
         panel=_MODEL,
         help="Longest text in tokens; the rest is cut off, or in masked-lm a row of its own. "
         "Default: 512; 128 in masked-lm and translation.",
@@ -153,22 +150,22 @@ MaxLength = Annotated[
 ]
 TruncationSide = Annotated[
     str | None,
-    _option(
+    option(
         panel=_MODEL,
         help="Where a longer text is cut: left keeps its end, where reviews give their verdict; "
         "right keeps its beginning. Default: left for classes of texts, right for other tasks.",
     ),
 ]
 MlmProbability = Annotated[
-    float, _option(panel=_RECIPE, help="Share of the tokens that masked-lm masks.")
+    float, option(panel=_RECIPE, help="Share of the tokens that masked-lm masks.")
 ]
 WholeWords = Annotated[
     bool,
-    _option("--whole-words", panel=_RECIPE, help="In masked-lm, mask all tokens of a word."),
+    option("--whole-words", panel=_RECIPE, help="In masked-lm, mask all tokens of a word."),
 ]
 NumBeams = Annotated[
     int,
-    _option(
+    option(
         panel=_RECIPE,
         help="Beams in which translation searches when it is evaluated; 1 takes the likeliest "
         "token.",
@@ -176,36 +173,36 @@ NumBeams = Annotated[
 ]
 Stride = Annotated[
     int | None,
-    _option(
+    option(
         panel=_MODEL,
         help="For question-answering: tokens that a window of a long passage shares with the one "
         "before. Default: a quarter of --max-length.",
     ),
 ]
 MaxAnswerLength = Annotated[
-    int, _option(panel=_MODEL, help="For question-answering: longest answer in tokens.")
+    int, option(panel=_MODEL, help="For question-answering: longest answer in tokens.")
 ]
 Threshold = Annotated[
     float,
-    _option(panel=_MODEL, help="For multilabel: probability from which a text has a label."),
+    option(panel=_MODEL, help="For multilabel: probability from which a text has a label."),
 ]
 Patch = Annotated[
-    bool, _option("--patch/--no-patch", panel=_MODEL, help="Accelerate, or run stock Transformers.")
+    bool, option("--patch/--no-patch", panel=_MODEL, help="Accelerate, or run stock Transformers.")
 ]
 Epochs = Annotated[
     float | None,
-    _option(
+    option(
         panel=_RECIPE,
         help="Passes over the training texts. Default: 1; 3 in translation; 5 for marian-tiny and "
         "6 for esm-tiny.",
     ),
 ]
 MaxSteps = Annotated[
-    int | None, _option(panel=_RECIPE, help="Stop after this many steps instead of --epochs.")
+    int | None, option(panel=_RECIPE, help="Stop after this many steps instead of --epochs.")
 ]
 BatchSize = Annotated[
     int | None,
-    _option(
+    option(
         panel=_RECIPE,
         help="Texts a step. Default: 8; 4 in masked-lm; 16 in translation; 32 for models made "
         "from scratch.",
@@ -213,60 +210,60 @@ BatchSize = Annotated[
 ]
 EvalBatchSize = Annotated[
     int | None,
-    _option(panel=_RECIPE, help="Texts a batch in evaluation. Default: 32; 16 in masked-lm."),
+    option(panel=_RECIPE, help="Texts a batch in evaluation. Default: 32; 16 in masked-lm."),
 ]
 LearningRate = Annotated[
     float | None,
-    _option(
+    option(
         panel=_RECIPE,
         help="Peak learning rate of AdamW; falls linearly to 0. Default: 1e-4; 5e-4 in masked-lm; "
         "1e-3 for models made from scratch.",
     ),
 ]
 WarmupRatio = Annotated[
-    float, _option(panel=_RECIPE, help="Share of the steps in which the learning rate rises.")
+    float, option(panel=_RECIPE, help="Share of the steps in which the learning rate rises.")
 ]
 WarmupSteps = Annotated[
-    int | None, _option(panel=_RECIPE, help="The same as a number of steps; goes first.")
+    int | None, option(panel=_RECIPE, help="The same as a number of steps; goes first.")
 ]
-WeightDecay = Annotated[float, _option(panel=_RECIPE, help="Weight decay of AdamW.")]
+WeightDecay = Annotated[float, option(panel=_RECIPE, help="Weight decay of AdamW.")]
 LabelSmoothing = Annotated[
     float,
-    _option(
+    option(
         panel=_RECIPE,
         help="Share of each label that is spread over all classes; losses are then smoothed too.",
     ),
 ]
 EvalSteps = Annotated[
     int | None,
-    _option(panel=_RECIPE, help="Evaluate every N steps. Default: after each epoch."),
+    option(panel=_RECIPE, help="Evaluate every N steps. Default: after each epoch."),
 ]
 Patience = Annotated[
     int | None,
-    _option(
+    option(
         panel=_RECIPE,
         help="Stop after N evaluations without a better validation metric. Default: never.",
     ),
 ]
 Keep = Annotated[
     str,
-    _option(
+    option(
         panel=_RECIPE,
         help="The model to keep: best, by the validation metric, or last. Without a validation "
         "set, the last.",
     ),
 ]
-Bf16 = Annotated[bool, _option("--bf16", panel=_RECIPE, help="Compute in bfloat16 (autocast).")]
+Bf16 = Annotated[bool, option("--bf16", panel=_RECIPE, help="Compute in bfloat16 (autocast).")]
 Seed = Annotated[
-    int, _option(panel=_RECIPE, help="Seed of the new head, of the order of texts and of dropout.")
+    int, option(panel=_RECIPE, help="Seed of the new head, of the order of texts and of dropout.")
 ]
 Output = Annotated[
     str | None,
-    _option(panel=_RUN, help="Folder for the results. Default: the first free runs/finetune-N."),
+    option(panel=_RUN, help="Folder for the results. Default: the first free runs/finetune-N."),
 ]
 Overwrite = Annotated[
     bool,
-    _option(
+    option(
         "--overwrite",
         panel=_RUN,
         help="Replace the results in the output folder. Only files this command writes are "
@@ -275,7 +272,7 @@ Overwrite = Annotated[
 ]
 Resume = Annotated[
     bool,
-    _option(
+    option(
         "--resume",
         panel=_RUN,
         help="Go on from the last checkpoint in the output folder, with the same settings.",
@@ -283,39 +280,39 @@ Resume = Annotated[
 ]
 SaveSteps = Annotated[
     int | None,
-    _option(
+    option(
         panel=_RUN,
         help="Steps between checkpoints to resume from, beside those of the evaluations.",
     ),
 ]
 CompareSteps = Annotated[
     int,
-    _option(
+    option(
         panel=_RUN,
         help="Steps in the speed comparison with stock Transformers at the end; 0: none.",
     ),
 ]
 NoCompare = Annotated[
-    bool, _option("--no-compare", panel=_RUN, help="The same as --compare-steps 0.")
+    bool, option("--no-compare", panel=_RUN, help="The same as --compare-steps 0.")
 ]
 Threads = Annotated[
-    int | None, _option(panel=_RUN, help="CPU threads. Default: torch's, one a core.")
+    int | None, option(panel=_RUN, help="CPU threads. Default: torch's, one a core.")
 ]
 Device = Annotated[
-    str, _option(panel=_RUN, help='"cpu", "cuda", or "auto": a GPU if torch can use one.')
+    str, option(panel=_RUN, help='"cpu", "cuda", or "auto": a GPU if torch can use one.')
 ]
 Tensorboard = Annotated[
     bool | None,
-    _option(
+    option(
         "--tensorboard/--no-tensorboard",
         panel=_RUN,
         help="Write the curves for TensorBoard too. Default: if it is installed.",
     ),
 ]
 Progress = Annotated[
-    bool, _option("--progress/--quiet", panel=_RUN, help="Print progress and results.")
+    bool, option("--progress/--quiet", panel=_RUN, help="Print progress and results.")
 ]
-Debug = Annotated[bool, _option("--debug", panel=_RUN, help="Show the traceback of an error.")]
+Debug = Annotated[bool, option("--debug", panel=_RUN, help="Show the traceback of an error.")]
 
 
 def finetune(
