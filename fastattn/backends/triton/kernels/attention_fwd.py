@@ -2,8 +2,8 @@
 
 One program owns BLOCK_M queries of one head of one sequence and streams the keys by, BLOCK_N at a
 time, with a running maximum and sum in float32 (Dao, "FlashAttention-2", 2023, algorithm 1).
-Where s2 is nothing but scale * q @ k.T, maxima are
-those of q @ k.T, so that scaling and subtracting are one instruction.
+Where s2 is nothing but scale * q @ k.T, maxima are those of q @ k.T, so that scaling and
+subtracting are one instruction.
 """
 
 from __future__ import annotations
@@ -92,9 +92,8 @@ def _meet_keys(
         row_max = new_max
         if rule.seed is not None:
             keep = keep_tile(rule, place, row0, col0, BLOCK_M, BLOCK_N)
-            p *= tl.where(
-                keep, 1.0, 0.0
-            )  # choosing p itself would be done in 16 bits, which is slow
+            # Choosing p itself would be done in 16 bits, which is slow.
+            p *= tl.where(keep, 1.0, 0.0)
         v_tile = load_rows(v_base, col0, v_stride, attended, HEAD_DIM, BLOCK_N, BLOCK_D)
         acc = dot(narrow(p, v_tile.dtype), v_tile, acc * decay[:, None], PRECISION)
     return acc, row_max, row_sum
