@@ -26,7 +26,7 @@ from fastattn.bench.cases import (
     THREAD_SCALING_TARGET,
     AttentionCase,
 )
-from fastattn.bench.peers import Implementation
+from fastattn.bench.peers import PEER_FACTOR, Implementation
 from fastattn.bench.problem import Problem, Results, Sample, make_problem, samples
 from fastattn.bench.timing import (
     ByEvents,
@@ -48,10 +48,6 @@ _BUDGET_S = 2.5  # of a pass of a case: fewer rounds than ROUNDS where a round t
 
 # The backward pass takes five products of seqlen x seqlen x head_dim, the forward pass two.
 _FLOPS = {"forward": 1.0, "backward": 2.5, "forward_backward": 3.5}
-
-# A peer's rounding is its own affair; results that are off by more than this many times what we
-# allow ourselves are wrong, and are not timed.
-_PEER_FACTOR = 10.0
 
 Say = Callable[[str], None]
 
@@ -75,7 +71,7 @@ def verify(
     passes = implementation.passes(problem)
     results = passes.get("forward_backward", passes["forward"])()
     tensors: tuple[Tensor, ...] = results if isinstance(results, tuple) else (results,)
-    slack = 1.0 if is_ours(name) else _PEER_FACTOR
+    slack = 1.0 if is_ours(name) else PEER_FACTOR
     checked: dict[str, dict[str, float]] = {}
     for what, tensor in zip(Results._fields, tensors, strict=False):
         factor = testing.OUT_FACTOR if what == "out" else testing.GRAD_FACTOR

@@ -24,7 +24,7 @@ import fastattn
 from fastattn.bench import lengths, texts
 from fastattn.bench.attention import reason
 from fastattn.bench.cases import BertCase
-from fastattn.bench.peers import Refusal, require_distributions
+from fastattn.bench.peers import PEER_FACTOR, Refusal, require_distributions
 from fastattn.bench.profiling import profile_ms
 from fastattn.bench.timing import Run, by_clock, compare, interleave
 from fastattn.errors import VerificationError
@@ -44,7 +44,6 @@ _VERIFIED_LENGTHS = (64, 32, 32, 7)
 # The relative error allowed: a multiple of the stock model's in the same dtype, and a floor.
 _ERROR_FACTOR = 3.0
 _ERROR_FLOOR = {"float32": 2e-5, "bfloat16": 2e-2}
-_PEER_FACTOR = 10.0  # as in attention.py
 
 _CONFIGS: dict[str, dict[str, int]] = {
     "tiny": {
@@ -244,7 +243,7 @@ def verify(
             logits = {"logits": peer(**batch.stock).double()}
             errors = _relative(logits, truth)
         for what, error in errors.items():
-            if not error <= _PEER_FACTOR * allowed[what]:
+            if not error <= PEER_FACTOR * allowed[what]:
                 refused[name] = f"its {what} have a relative error of {error:.1e}"
     checked = {name: {"error": found[name], "allowed": allowed[name]} for name in found}
     return checked, refused

@@ -22,7 +22,8 @@ from fastattn.backends import cpu
 from fastattn.bench import lengths, peak, texts
 from fastattn.bench.attention import reason
 from fastattn.bench.cases import LayerCase
-from fastattn.bench.peers import Refusal
+from fastattn.bench.passes import passes_of
+from fastattn.bench.peers import PEER_FACTOR, Refusal
 from fastattn.bench.timing import ByEvents, Run, by_clock, compare, interleave, is_ours
 from fastattn.errors import VerificationError
 from fastattn.ops.dropout import dropout
@@ -37,7 +38,6 @@ _BUDGET_S = 2.0
 _EPS = 1e-12  # of BERT's LayerNorm
 _FEED_FORWARD = 4  # times hidden_size
 _HEAD_DIM = {384: 32}  # of MiniLM; else 64
-_PEER_FACTOR = 10.0  # as in attention.py
 
 Say = Callable[[str], None]
 Function = Callable[..., Tensor]  # of the inputs and dropout_p
@@ -178,24 +178,8 @@ def _bert_layer(case: LayerCase, device: str) -> Problem:
 
 
 def passes(problem: Problem, function: Function, dropout_p: float) -> dict[str, Run]:
-    """Returns what is timed: forward without autograd, backward alone, and both."""
-    leaves = [x.detach().requires_grad_() for x in problem.inputs]
-    made: list[Tensor] = []
-
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return function(*problem.inputs, dropout_p)
-
-    def backward() -> tuple[Tensor, ...]:
-        if not made:
-            made.append(function(*leaves, dropout_p))
-        return torch.autograd.grad(made[0], leaves, problem.dout, retain_graph=True)
-
-    def forward_backward() -> tuple[Tensor, ...]:
-        out = function(*leaves, dropout_p)
-        return out.detach(), *torch.autograd.grad(out, leaves, problem.dout)
-
-    return {"forward": forward, "backward": backward, "forward_backward": forward_backward}
+    """Returns what is timed (:func:`passes_of`)."""
+    return passes_of(lambda *inputs: function(*inputs, dropout_p), problem.inputs, problem.dout)
 
 
 def verify(
@@ -248,7 +232,7 @@ def _worst(
     theirs: Sequence[Tensor],
     truth: Sequence[Tensor],
 ) -> dict[str, float]:
-    slack = 1.0 if is_ours(name) else _PEER_FACTOR
+    slack = 1.0 if is_ours(name) else PEER_FACTOR
     factors = [testing.OUT_FACTOR] + [testing.GRAD_FACTOR] * (len(truth) - 1)
     accuracies = [
         testing.assert_as_accurate_as(

@@ -20,8 +20,12 @@ from torch.nn.functional import scaled_dot_product_attention
 import fastattn
 from fastattn.backends.cuda import CUDA, EMULATED, HOPPER
 from fastattn.bench.memory import available_bytes, eager_attention
+from fastattn.bench.passes import passes_of
 from fastattn.bench.problem import Attend, Problem
 
+# A peer's rounding is its own affair; results that are off by more than this many times what we
+# allow ourselves are wrong, and are not timed.
+PEER_FACTOR = 10.0
 # Matrices of scores that plain attention holds at once in forward + backward, about.
 _MATRICES = 4
 
@@ -38,30 +42,10 @@ class Implementation(NamedTuple):
     differentiable: bool = True
 
     def passes(self, problem: Problem) -> dict[str, Callable[[], Any]]:
-        """Returns what is timed: forward without autograd, backward alone, and both.
-
-        The backward pass is that of one forward pass, which is made at its first call.
-        """
-        q, k, v, dout = problem.packed if self.is_packed else problem.padded
-        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-        made: list[Tensor] = []
-
-        def forward() -> Tensor:
-            with torch.no_grad():
-                return self.attend(q, k, v)
-
-        def backward() -> tuple[Tensor, ...]:
-            if not made:
-                made.append(self.attend(*leaves))
-            return torch.autograd.grad(made[0], leaves, dout, retain_graph=True)
-
-        def forward_backward() -> tuple[Tensor, ...]:
-            out = self.attend(*leaves)
-            return out.detach(), *torch.autograd.grad(out, leaves, dout)
-
-        if not self.differentiable:
-            return {"forward": forward}
-        return {"forward": forward, "backward": backward, "forward_backward": forward_backward}
+        """Returns what is timed (:func:`passes_of`): forward alone if there are no gradients."""
+        *inputs, dout = problem.packed if self.is_packed else problem.padded
+        passes = passes_of(self.attend, inputs, dout)
+        return passes if self.differentiable else {"forward": passes["forward"]}
 
 
 def ours(problem: Problem) -> dict[str, Implementation]:
