@@ -165,9 +165,16 @@ def _cpu_model_and_features() -> tuple[str, list[str]]:
     except OSError:
         pass  # not Linux
     flags = set((fields.get("flags") or fields.get("features") or "").split())
+    return _cpu_model(fields), [name for name in _FEATURES if name in flags]
+
+
+def _cpu_model(fields: dict[str, str]) -> str:
+    """The model's name, with its numbers where a cloud calls all of a maker's CPUs "AMD EPYC"."""
     model = fields.get("model name") or _output("sysctl", "-n", "machdep.cpu.brand_string")
     model = model or platform.processor() or platform.machine()
-    return model, [name for name in _FEATURES if name in flags]
+    if fields.keys() >= {"cpu family", "model"} and not any(x.isdigit() for x in model):
+        return f"{model} (family {fields['cpu family']}, model {fields['model']})"
+    return model
 
 
 def _usable_cores() -> int | None:

