@@ -166,6 +166,7 @@ def _growth(result: Result) -> Any:
         what = "share of real tokens" if case["name"] == "padding" else case["name"]
         axes.set_title(what)
         _plain_ticks(axes, [point["size"] for point in case["points"]])
+        axes.margins(y=0.35)  # room for the legend
         _finish(axes)
     first = panels if len(cases) == 1 else panels[0]
     first.set_ylabel("ms", fontsize=9)

@@ -16,15 +16,21 @@ from typing import Any
 from fastattn.bench import plot, results, support, tables
 
 _KINDS = ("attention", "layers", "memory", "growth", "bert", "install")
-# README.md: the first picture and table; the operation alone; what is served.
+# README.md: the first picture and table; the operation alone; its memory; what is served.
 BLOCKS = {
-    "README.md": ("bert", "attention", "support"),
+    "README.md": ("bert", "attention", "memory", "support"),
     "bench/README.md": (*_KINDS, "gpu"),
 }
 _ALT = {
     "bert": "Time of a training step beside stock Transformers, as a share",
     "attention": "GFLOP/s of attention by length, beside torch's",
     "growth": "Time over length, sequences, threads and padding",
+}
+
+# The tables of README.md that are shorter than those of bench/README.md.
+_SUMMARIES: dict[str, Callable[[dict[str, Any]], tables.Table]] = {
+    "attention": lambda result: tables.attention_summary(result, named_only=True),
+    "bert": lambda result: tables.bert_summary(result, with_targets=False),
 }
 
 
@@ -99,9 +105,11 @@ def _block(root: Path, kind: str, file_name: str) -> str:
     found = _results(root, kind)
     if not found:
         return f"No results yet: `fastattn bench {kind}` measures them."
-    if file_name == "README.md":
-        path, result = found[0]
+    path, result = found[0]
+    if file_name == "README.md" and kind in _SUMMARIES:
         return _summary(kind, path, result, root)
+    if file_name == "README.md":
+        return _in_detail(path, result, root)
     return "\n\n".join(_in_detail(path, result, root) for path, result in found)
 
 
@@ -113,12 +121,8 @@ def _picture(kind: str, path: Path, relative_to: Path) -> list[str]:
 
 
 def _summary(kind: str, path: Path, result: dict[str, Any], root: Path) -> str:
-    make: dict[str, Callable[[dict[str, Any]], tables.Table]] = {
-        "attention": tables.attention_summary,
-        "bert": lambda result: tables.bert_summary(result, with_targets=False),
-    }
     picture = _picture(kind, path, root) if kind == "bert" else []
-    table = make[kind](result).markdown()
+    table = _SUMMARIES[kind](result).markdown()
     if kind == "bert":  # the picture is enough for the first screen
         table = f"<details><summary>The same as a table</summary>\n\n{table}\n\n</details>"
     notes = tables.attention_notes(result, with_targets=False) if kind == "attention" else []

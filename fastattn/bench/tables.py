@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from fastattn.bench.cases import DTYPES
+from fastattn.bench.cases import DTYPES, NAMED_CASES
 from fastattn.bench.timing import is_ours
 
 Result = dict[str, Any]
@@ -27,13 +27,16 @@ class Table(NamedTuple):
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def attention_summary(result: Result) -> Table:
-    """Times and ratios, one line a case."""
+def attention_summary(result: Result, *, named_only: bool = False) -> Table:
+    """Times and ratios, one line a case; ``named_only`` leaves out those named after a size."""
+    named = {case.name for case in NAMED_CASES}
     header = ["case", "shape"]
     for words in _PASSES.values():
         header += [f"{words}, ms", "best peer, ms", "ratio"]
     rows = []
     for case in _timed(result):
+        if named_only and case["name"] not in named:
+            continue
         row = [case["name"], _shape(case)]
         for name in _PASSES:
             ours, peer = _medians(case[name])
@@ -155,12 +158,15 @@ def attention_notes(result: Result, with_targets: bool) -> list[str]:
     if with_targets and "peak_gb_per_s" in result:
         notes.append(f"Its bandwidth, by STREAM's triad: {result['peak_gb_per_s']:.1f} GB/s.")
     ragged = [case for case in _timed(result) if case["packed"]]
-    for case in ragged:
-        lengths = ", ".join(map(str, case["lengths"]))
+    if ragged:
         notes.append(
-            f"{case['name']}: {lengths} tokens; torch gets the padded batch and its mask, fastattn "
-            "the tokens alone, as in a patched model."
+            f"{', '.join(case['name'] for case in ragged)}: torch gets the padded batch and its "
+            "mask, fastattn the tokens alone, as in a patched model."
         )
+    if with_targets:
+        notes += [
+            f"{case['name']}: {', '.join(map(str, case['lengths']))} tokens." for case in ragged
+        ]
     return notes
 
 

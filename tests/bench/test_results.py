@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fastattn import environment
 from fastattn.bench import cases, kinds, peak, plot, render, results, support, texts
 from fastattn.cli.app import app
 
