@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,12 +19,16 @@ _OPSET = 17
 
 
 def session(model: bytes) -> Any:
-    """Returns a session on the CPU with torch's number of threads."""
+    """Returns a session on the CPU with torch's number of threads, which sleep between calls.
+
+    By default they spin, on the cores that the next candidate of a round is timed on.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
@@ -63,6 +69,18 @@ def attention_session(problem: Problem) -> Attend:
     return attend
 
 
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Without the exporter's warnings that torchvision, which no model here needs, is missing."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def model_session(model: Any, example: dict[str, Tensor]) -> Callable[..., Tensor]:
     """Exports a model in evaluation and returns it as a function of a batch, giving its logits.
 
@@ -71,7 +89,7 @@ def model_session(model: Any, example: dict[str, Tensor]) -> Callable[..., Tenso
     """
     names = ["input_ids", "attention_mask"]
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("seqlen", max=512)}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet_exporter():
         warnings.simplefilter("ignore")  # torch's own, about itself
         program: Any = torch.onnx.export(
             model,
