@@ -140,7 +140,7 @@ def all_kinds(
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
-    """Run everything that `fastattn bench render` writes about. Takes about 25 minutes.
+    """Run everything that `fastattn bench render` writes about. Takes most of an hour on two cores.
 
     A kind that fails does not keep the others from being measured; the exit code is then 1.
     """
