@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import fastattn
-from fastattn.data.english_german import make_pairs
 from fastattn.errors import DataError
 from fastattn.finetune import FinetuneConfig, FinetuneResult, finetune
+from fastattn.finetune.demos.english_german import make_pairs
 from fastattn.finetune.tasks import get_task
 from fastattn.finetune.tasks.base import TaskData
 
