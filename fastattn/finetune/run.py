@@ -173,7 +173,7 @@ def _prepare(
     else:
         folder.check_free(config.overwrite)
     task = get_task(config.task)
-    _check_task(config, task)
+    task.check(config)
     source = models.find_model(config.model)
     data = task.load_data(config)
     if train_on_validation:
@@ -195,20 +195,6 @@ def _prepare(
     patch_report = models.accelerate(model) if config.patch else None
     report.print_start(console, config, task, folder.path, data, model, patch_report, processes)
     return _Prepared(folder, before, checkpoint, task, data, tokenizer, model, source, patch_report)
-
-
-def _check_task(config: FinetuneConfig, task: Task) -> None:
-    """Refuses what this task cannot do."""
-    if config.label_smoothing > 0 and not task.can_smooth_labels:
-        raise ValueError(
-            f"finetune: label_smoothing must be 0 for the task {task.name}, whose labels are not "
-            f"single classes; got {config.label_smoothing!r}. Leave --label-smoothing out."
-        )
-    if config.augment > 0 and task.augmented_field is None:
-        raise ValueError(
-            f"finetune: augment must be 0 for the task {task.name}, whose labels depend on single "
-            f"words; got {config.augment!r}. Leave --augment out."
-        )
 
 
 def _check_processes(before: dict[str, Any], processes: Processes) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import fastattn
 from fastattn.data.build import near, padding, suspects
 from fastattn.data.build.assign import SPLITS, Assigned, assign, read_columns
-from fastattn.data.build.config import BuildConfig
+from fastattn.data.build.config import SUSPECTS_TASKS, BuildConfig
 from fastattn.data.build.duplicates import reject_duplicates
 from fastattn.data.build.folder import WORK, check_output, recover, staging
 from fastattn.data.build.ingest import Ingested, compared_text, ingest
@@ -85,7 +85,7 @@ def require_libraries(config: BuildConfig) -> None:
 
 
 def _looks_at_labels(config: BuildConfig) -> bool:
-    return config.task == "classification" and config.suspects != "off"
+    return config.task in SUSPECTS_TASKS and config.suspects != "off"
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from fastattn.finetune.tasks.base import (
     TaskData,
     features_of,
 )
-from fastattn.finetune.tasks.rows import read_rows, split_rows
+from fastattn.finetune.tasks.rows import read_data, split_rows
 
 # Classes with a head for masked tokens.
 _HEADS = ("ForMaskedLM", "ForPreTraining")
@@ -129,13 +129,9 @@ class MaskedLM(Task):
 
     def load_data(self, config: FinetuneConfig) -> TaskData:
         self._config = config
-        if (config.data or PACKAGED_IMDB) == PACKAGED_IMDB:
+        if config.packaged_data():
             return _packaged_reviews(config)
-        columns = dict(config.column)
-        if config.text_column is not None:
-            columns["text"] = config.text_column
-        found = read_rows(self.name, config.data or "", columns)
-        return split_rows(found, config, lambda row: row["text"])
+        return split_rows(read_data(config), config, lambda row: row["text"])
 
     def load_tokenizer(self, source: str, data: TaskData, config: FinetuneConfig) -> Any:
         tokenizer = super().load_tokenizer(source, data, config)

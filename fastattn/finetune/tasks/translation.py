@@ -17,6 +17,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
+from fastattn.data.sources import Source
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.demos import english_german
 from fastattn.finetune.tasks.base import (
@@ -28,9 +29,7 @@ from fastattn.finetune.tasks.base import (
     TaskData,
     features_of,
 )
-from fastattn.finetune.tasks.rows import Found, read_rows, split_rows
-
-PACKAGED_PAIRS = "english-german"
+from fastattn.finetune.tasks.rows import read_data, split_rows
 
 
 class Translation(Task):
@@ -107,11 +106,11 @@ found = model.generate(**batch, max_new_tokens=64)
 print(tokenizer.batch_decode(found, skip_special_tokens=True))"""
 
 
-def _read(config: FinetuneConfig) -> Found:
-    if (config.data or PACKAGED_PAIRS) == PACKAGED_PAIRS:
+def _read(config: FinetuneConfig) -> Source:
+    if config.packaged_data():
         sets = {name: english_german.rows(name) for name in english_german.SIZES}
-        return Found("english-german (sentences of a small grammar; combinations held out)", sets)
-    return read_rows(Translation.name, config.data or "", config.column)
+        return Source("english-german (sentences of a small grammar; combinations held out)", sets)
+    return read_data(config)
 
 
 def _scores(translations: Sequence[str], references: Sequence[str]) -> dict[str, float]:

@@ -167,6 +167,20 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"label_columns": ("a",)}, r"label_columns must be left out unless the task is multilabel"),
     ({"plain_tags": True}, r"plain_tags must be left out unless the task is token"),
+    ({"label_separator": ";"}, r"label_separator must be left out unless the task is multilabel"),
+    ({"tag_column": 1}, r"tag_column must be left out unless the task is token-classification"),
+    (
+        {"task": "translation", "whole_files": True},
+        r"whole_files must be left out unless .*; got True for the task translation",
+    ),
+    (
+        {"task": "question-answering", "labels": {"a": "b"}},
+        r"label_map must be left out unless the task is classification or multilabel or token",
+    ),
+    ({"task": "masked-lm", "suspects": "drop"}, r"suspects must be left out unless the task is"),
+    ({"similarity": 0.9, "near_duplicates": "keep"}, r"similarity must be left out where near_dup"),
+    ({"sources": ["a", "b"], "data_config": "x"}, r"data_config must be given with one source"),
+    ({"sources": [" "]}, r"sources must name at least one file.*; got an empty name"),
 ]
 
 

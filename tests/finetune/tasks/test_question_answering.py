@@ -20,6 +20,7 @@ from fastattn.finetune.tasks import get_task, squad
 from fastattn.finetune.tasks.base import TaskData
 from fastattn.finetune.tasks.question_answering import best_span, guess
 
+
 FILLER = "Nothing much is said here about the man, his work or his town. "
 
 
@@ -195,12 +196,14 @@ def test_a_data_set_of_the_hub(
     monkeypatch: pytest.MonkeyPatch, settings: Callable[..., FinetuneConfig]
 ) -> None:
     """As squad has it: a validation set, and none to test on."""
-    rows = [row(f"Person {i} was born in Lund.", "Where?", "Lund") for i in range(12)]
+    rows = [
+        {**row(f"Person {i} was born in Lund.", "Where?", "Lund"), "id": str(i)} for i in range(12)
+    ]
     sets = DatasetDict(
         train=Dataset.from_list([{**x, "title": "t"} for x in rows[:10]]),
         validation=Dataset.from_list([{**x, "title": "t"} for x in rows[10:]]),
     )
-    monkeypatch.setattr(sources, "download", lambda name: sets)
+    monkeypatch.setattr(sources, "download", lambda name, config: sets)
     data = load(settings("question-answering", data="squad"))
     assert data.report["sizes"] == {"train": 9, "validation": 2, "test": 1}
     assert data.train[0]["answers"]["text"] == ["Lund"]
@@ -240,4 +243,4 @@ def test_lengths(
     config = settings("question-answering", **changed)
     with pytest.raises(ValueError, match=message):
         config.check()
-        load(config)
+        get_task("question-answering").check(config)

@@ -19,6 +19,7 @@ from fastattn.finetune import FinetuneConfig
 from fastattn.finetune.tasks import get_task
 from fastattn.finetune.tasks.base import TaskData
 
+
 ROW = {
     "tokens": ["Ingeborg", "Zimmerman", "unquestionably", "left", "Halifax"],
     "tags": ["B-PER", "I-PER", "O", "O", "B-LOC"],
@@ -155,7 +156,7 @@ def test_a_data_set_of_the_hub(
     sets = DatasetDict(train=Dataset.from_dict(rows, features))
     hidden = {"tokens": [["x"]], column: [[-1]]}
     sets["test"] = Dataset.from_dict(hidden, features)
-    monkeypatch.setattr(sources, "download", lambda name: sets)
+    monkeypatch.setattr(sources, "download", lambda name, config: sets)
     data = load(settings("token-classification", data="conll2003"))
     assert data.train[0]["tags"] == ["B-PER", "I-PER", "O"]
     assert data.label_names == ["O", "B-PER", "I-PER"]
@@ -169,6 +170,7 @@ def test_a_data_set_of_the_hub(
         ("Ada B-PER\nwon\n", r"mine\.conll, row 2: a line must have 2 columns"),
         ("Ada PER\nwon O\n", r"row 1: a tag must be O, B-TYPE or I-TYPE; got 'PER'.*--plain-tags"),
         ("", r"must have at least one row; got none"),
+        ("a O\n\nb O\n\nc O\n\nd O\n", r"tags must differ; got O alone in 2 training sentences"),
     ],
 )
 def test_bad_files(

@@ -17,6 +17,7 @@ from fastattn.finetune.demos.english_german import make_pairs
 from fastattn.finetune.tasks import get_task
 from fastattn.finetune.tasks.base import TaskData
 
+
 pytest.importorskip("sacrebleu")
 TASK = get_task("translation")
 
