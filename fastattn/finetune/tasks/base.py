@@ -140,8 +140,12 @@ class Task(ABC):
         """Returns what computes the metrics of predictions for one set, ``metric`` among them."""
 
     @abstractmethod
-    def baseline(self, data: TaskData) -> Baseline:
-        """Scores an answer that needs no model, learned from ``train``, on ``test``."""
+    def baseline(self, data: TaskData, test: Encoded) -> Baseline:
+        """Scores an answer that needs no model, learned from ``train``, on ``test``.
+
+        Args:
+            test: the features of the test set, for scores that are of features.
+        """
 
     @abstractmethod
     def usage(self, folder: Path) -> str:

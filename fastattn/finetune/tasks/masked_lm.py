@@ -203,11 +203,10 @@ class MaskedLM(Task):
     def scorer(self, encoded: Encoded, tokenizer: Any) -> Scorer:
         return _accuracy_and_perplexity
 
-    def baseline(self, data: TaskData) -> Baseline:
+    def baseline(self, data: TaskData, test: Encoded) -> Baseline:
         # The commonest of the masked tokens themselves: no answer without reading does better.
-        encoded = self.encode(data.test, self._tokenizer, self._config)
         collator = self.collator(self._tokenizer, None).with_seed(self._config.seed)
-        labels = (collator.mask(feature)["labels"] for feature in encoded.features)
+        labels = (collator.mask(feature)["labels"] for feature in test.features)
         counts = Counter(label for row in labels for label in row if label != IGNORED_LABEL)
         (token, count) = counts.most_common(1)[0]
         word = self._tokenizer.convert_ids_to_tokens(token)

@@ -92,7 +92,7 @@ class Multilabel(Task):
 
         return score
 
-    def baseline(self, data: TaskData) -> Baseline:
+    def baseline(self, data: TaskData, test: Encoded) -> Baseline:
         """The best of the answers that are the same for every text.
 
         They are the k commonest classes of the test set itself, for each k.

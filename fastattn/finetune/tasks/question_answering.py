@@ -170,7 +170,7 @@ class QuestionAnswering(Task):
             )
         ]
 
-    def baseline(self, data: TaskData) -> Baseline:
+    def baseline(self, data: TaskData, test: Encoded) -> Baseline:
         targets = [_targets(row) for row in data.test]
         guesses = [guess(row["context"], row["question"]) for row in data.test]
         guessed = squad.scores(guesses, targets)["f1"]

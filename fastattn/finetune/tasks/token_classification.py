@@ -135,7 +135,7 @@ class TokenClassification(Task):
 
         return score
 
-    def baseline(self, data: TaskData) -> Baseline:
+    def baseline(self, data: TaskData, test: Encoded) -> Baseline:
         """Looks words up, and guesses from the first letter where they are new."""
         lookup = _Lookup(data.train, self._plain_tags)
         answers = [lookup.tags(row["tokens"]) for row in data.test]

@@ -88,7 +88,7 @@ class Translation(Task):
 
         return score
 
-    def baseline(self, data: TaskData) -> Baseline:
+    def baseline(self, data: TaskData, test: Encoded) -> Baseline:
         references = [row["target"] for row in data.test]
         commonest = Counter(row["target"] for row in data.train).most_common(1)[0][0]
         copied = _scores([row["source"] for row in data.test], references)["bleu"]

@@ -13,8 +13,9 @@ from fastattn.data import sources
 from fastattn.errors import DataError
 from fastattn.finetune import FinetuneConfig
 from fastattn.finetune.tasks import get_task
-from fastattn.finetune.tasks.base import TaskData
+from fastattn.finetune.tasks.base import Encoded, TaskData
 
+NONE = Encoded([], [])  # these baselines are of rows, not of features
 
 WORDS = [f"Message {number}." for number in range(12)]
 
@@ -91,7 +92,7 @@ def test_the_baseline_is_the_best_constant_answer() -> None:
     rows = [{"text": str(i), "labels": names} for i, names in enumerate([["a"], ["a", "b"], ["a"]])]
     task = get_task("multilabel")
     task._names = ["a", "b"]
-    baseline = task.baseline(TaskData([], [], rows, ["a", "b"], {}))
+    baseline = task.baseline(TaskData([], [], rows, ["a", "b"], {}), NONE)
     # Always a: 3 right, 1 missed. Always a and b: 4 right, 2 too many, 0.8.
     assert baseline == (pytest.approx(6 / 7), "always the commonest class")
 

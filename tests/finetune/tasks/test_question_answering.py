@@ -17,9 +17,10 @@ from fastattn.data import sources
 from fastattn.errors import DataError
 from fastattn.finetune import FinetuneConfig
 from fastattn.finetune.tasks import get_task, squad
-from fastattn.finetune.tasks.base import TaskData
+from fastattn.finetune.tasks.base import Encoded, TaskData
 from fastattn.finetune.tasks.question_answering import best_span, guess
 
+NONE = Encoded([], [])  # these baselines are of rows, not of features
 
 FILLER = "Nothing much is said here about the man, his work or his town. "
 
@@ -162,9 +163,9 @@ def test_the_baseline_guesses_or_is_silent() -> None:
         row(context, "Where is the hall?"),
     ]
     task = task_of()
-    baseline = task.baseline(TaskData([], [], rows[:1], [], {}))
+    baseline = task.baseline(TaskData([], [], rows[:1], [], {}), NONE)
     assert baseline == (1.0, "the first name or number of the sentence most like the question")
-    silent = task.baseline(TaskData([], [], rows[1:], [], {}))
+    silent = task.baseline(TaskData([], [], rows[1:], [], {}), NONE)
     assert silent == (1.0, "never an answer")
 
 

@@ -17,8 +17,9 @@ from fastattn.data import sources
 from fastattn.errors import DataError
 from fastattn.finetune import FinetuneConfig
 from fastattn.finetune.tasks import get_task
-from fastattn.finetune.tasks.base import TaskData
+from fastattn.finetune.tasks.base import Encoded, TaskData
 
+NONE = Encoded([], [])  # these baselines are of rows, not of features
 
 ROW = {
     "tokens": ["Ingeborg", "Zimmerman", "unquestionably", "left", "Halifax"],
@@ -121,11 +122,11 @@ def test_the_baseline_looks_words_up_and_guesses_new_ones() -> None:
         "tokens": ["Halifax", "left", "Ada", "Falk", "unseen", "Bergen"],
         "tags": ["B-LOC", "O", "B-PER", "I-PER", "O", "B-LOC"],
     }
-    baseline = task_of(NAMES).baseline(TaskData([ROW, ROW], [], [other], NAMES, {}))
+    baseline = task_of(NAMES).baseline(TaskData([ROW, ROW], [], [other], NAMES, {}), NONE)
     # Zimmerman and Halifax have capital letters; L goes before P in the alphabet.
     assert baseline.score == pytest.approx(2 / 3)
     more = {"tokens": ["He", "saw", "Per", "Holm"], "tags": ["O", "O", "B-PER", "I-PER"]}
-    baseline = task_of(NAMES).baseline(TaskData([ROW, more], [], [other], NAMES, {}))
+    baseline = task_of(NAMES).baseline(TaskData([ROW, more], [], [other], NAMES, {}), NONE)
     assert baseline.score == pytest.approx(2 / 3)
 
 
