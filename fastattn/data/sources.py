@@ -24,6 +24,7 @@ from fastattn.data.tasks import (
     Layout,
     RowProblem,
     name_columns,
+    repeated_id,
     task_row,
 )
 from fastattn.errors import DataError
@@ -204,6 +205,7 @@ class _Rows:
         self._unlabelled: dict[str, DataError] = {}
         self._repairs: Counter[str] = Counter()
         self._empty: Counter[str | None] = Counter()
+        self._of_ids: dict[str, tuple[Record, Row]] = {}  # the first question of each id
 
     def has(self, split: str) -> bool:
         """Whether there were rows of a split."""
@@ -235,8 +237,17 @@ class _Rows:
             raise problem from error
         if split in self._unlabelled:
             raise self._unlabelled[split]
+        if self._task == "question-answering":
+            self._check_id(record, result.row)
         rows.append(result.row)
         self._repairs.update(result.repairs)
+
+    def _check_id(self, record: Record, row: Row) -> None:
+        # A question that is there twice is a duplicate, which is dropped.
+        first, same = self._of_ids.setdefault(row["id"], (record, row))
+        if same != row:
+            problem = repeated_id(row["id"], first.file, first.row)
+            raise row_error(record.file, record.row, *problem)
 
     def source(self) -> Source:
         """Returns what was taken.

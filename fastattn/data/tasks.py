@@ -478,6 +478,21 @@ def _answers(value: Any) -> list[tuple[str, int]]:
     return pairs
 
 
+def repeated_id(name: str, file: str, row: int) -> tuple[str, str]:
+    """Returns what is wrong with a question whose id another one has, and what to do.
+
+    Args:
+        name: the id.
+        file, row: where the other question is.
+    """
+    return (
+        f"a question must have an id of its own; got {shorten(name)}, which row {row:,} of {file} "
+        "has for another",
+        "Give one of them another id; if they are one question, put all of its answers into one "
+        "row.",
+    )
+
+
 def _only_place(context: str, text: str) -> int | None:
     """Where the text is in the context, if it is there once."""
     place = context.find(text)

@@ -170,6 +170,23 @@ def test_a_folder_must_hold_something_to_train_on(tmp_path: Path) -> None:
     assert len(read(str(tmp_path / "test.csv")).sets["train"]) == len(TEXTS)
 
 
+def test_questions_with_one_id(tmp_path: Path) -> None:
+    none = {"text": [], "answer_start": []}
+    rows = [
+        {"id": "a", "context": "Ann left.", "question": "Who?", "answers": none},
+        {"id": "b", "context": "Ann left.", "question": "When?", "answers": none},
+        {"id": "a", "context": "Ann left.", "question": "Who?", "answers": none},
+        {"id": "b", "context": "Bob left.", "question": "When?", "answers": none},
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows[:3])), encoding="utf-8")
+    assert len(read_rows("question-answering", str(path)).sets["train"]) == 3  # a duplicate
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    message = r"a.jsonl, row 4: a question must .*; got 'b', which row 2 of a.jsonl has .* Give"
+    with pytest.raises(DataError, match=message):
+        read_rows("question-answering", str(path))
+
+
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder such as a clone of a Hub repository with two configurations."""
