@@ -15,7 +15,7 @@ from fastattn.errors import DataError
 
 AUTO = "auto"
 # Tasks whose labels a simple model looks at (fastattn.data.build.suspects).
-SUSPECTS_TASKS = ("classification",)
+SUSPECTS_TASKS = ("classification", "multilabel", "token-classification")
 # Settings that some tasks alone use, beside those of a layout, which knows its own.
 _OF_TASKS = {
     "balance": ("classification",),

@@ -141,7 +141,7 @@ def _pair(pair: dict[str, Any]) -> dict[str, Any]:
 
 def _suspects(store: Store) -> list[dict[str, Any]]:
     sql = (
-        "SELECT file, row, answer, detail, suspicion, body FROM rows"
+        "SELECT file, row, suspect, detail, suspicion, body FROM rows"
         " WHERE suspicion IS NOT NULL ORDER BY suspicion, file, row LIMIT ?"
     )
     return [
