@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fastattn.cli.errors import clear_errors
-from fastattn.cli.options import option
+from fastattn.cli.options import option, pairs
 from fastattn.data.tasks import TASKS
 
 app = typer.Typer(help="Build labelled data for fine-tuning, and look at it.", no_args_is_help=True)
@@ -24,18 +24,6 @@ def _size(value: str) -> float | str:
         return int(value) if value.isdecimal() else float(value)
     except ValueError:
         return value
-
-
-def _pairs(option: str, values: list[str] | None) -> dict[str, str]:
-    from fastattn.errors import DataError
-
-    pairs = {}
-    for value in values or []:
-        name, equals, other = value.partition("=")
-        if not equals or not name:
-            raise DataError(f"data build: {option} must be NAME=VALUE; got {value!r}. Write both.")
-        pairs[name] = other
-    return pairs
 
 
 @app.command("build")
@@ -57,12 +45,29 @@ def build(
             help=f"What the rows are for: {', '.join(TASKS)}.",
         ),
     ] = "classification",
+    data_config: Annotated[
+        str | None,
+        option(
+            panel=_LAYOUT,
+            metavar="NAME",
+            help="Configuration of a data set of the Hub that has several, such as sst2 of "
+            "nyu-mll/glue; or of a folder with a copy of one.",
+        ),
+    ] = None,
     text_column: Annotated[
-        str | None, option(panel=_LAYOUT, help='Column with the texts. Default: "text".')
+        str | None,
+        option(
+            panel=_LAYOUT,
+            help='Column with the texts, tokens or contexts. Default: "text", "tokens", "context".',
+        ),
     ] = None,
     label_column: Annotated[
         str | None,
-        option(panel=_LAYOUT, help='Column with the labels. Default: "label", "labels", "tags".'),
+        option(
+            panel=_LAYOUT,
+            help='Column with the labels, tags or answers. Default: "label", "labels", "tags", '
+            '"answers".',
+        ),
     ] = None,
     column: Annotated[
         list[str] | None,
@@ -195,6 +200,7 @@ def build(
     with clear_errors(debug):
         from fastattn.data.build import BuildConfig
         from fastattn.data.build import build as run
+        from fastattn.data.tasks import check_task, name_columns
 
         settings = {
             name: value
@@ -202,24 +208,17 @@ def build(
             if name
             not in ("debug", "text_column", "label_column", "column", "label_map", "label_columns")
         }
+        check_task(task)
+        columns = pairs("data build", "column", column or ())
         config = BuildConfig(
             **settings,
-            columns=_columns(settings["task"], text_column, label_column, column),
-            labels=_pairs("label_map", label_map),
+            columns=name_columns(task, text_column, label_column, columns),
+            labels=pairs("data build", "label_map", label_map or (), "OLD=NEW", empty=True),
             label_columns=tuple(name.strip() for name in label_columns.split(",") if name.strip()),
         )
         report = run(config)
         if progress:
             _print_summary(report, output)
-
-
-def _columns(
-    task: str, text_column: str | None, label_column: str | None, column: list[str] | None
-) -> dict[str, str]:
-    label = {"multilabel": "labels", "token-classification": "tags"}.get(task, "label")
-    text = "tokens" if task == "token-classification" else "text"
-    named = {text: text_column, label: label_column}
-    return {**{k: v for k, v in named.items() if v}, **_pairs("column", column)}
 
 
 @app.command("show")
@@ -232,12 +231,11 @@ def show(
     with clear_errors(debug):
         import json
         from itertools import islice
-        from pathlib import Path
 
-        from fastattn.data.built import REPORT_FILE, read_description, read_split
+        from fastattn.data.built import read_description, read_report, read_split
 
         description = read_description(folder)
-        report = json.loads((Path(folder).expanduser() / REPORT_FILE).read_text(encoding="utf-8"))
+        report = read_report(folder)
         _print_summary(report, folder)
         for split in description["files"] if rows else ():
             for row in islice(read_split(folder, split), rows):

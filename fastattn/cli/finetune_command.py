@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fastattn.cli.errors import BAD_INPUT, clear_errors
-from fastattn.cli.options import option
+from fastattn.cli.options import option, pairs
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.recipes import RECIPES, describe
 from fastattn.finetune.tasks import TASK_NAMES
@@ -49,11 +49,29 @@ Data = Annotated[
         '"peptides", 5,200 protein sequences.',
     ),
 ]
+DataConfig = Annotated[
+    str | None,
+    option(
+        panel=_DATA,
+        metavar="NAME",
+        help="Configuration of a data set of the Hub that has several, as in --data nyu-mll/glue "
+        "--data-config sst2; or of a folder with a copy of one.",
+    ),
+]
 TextColumn = Annotated[
-    str | None, option(panel=_DATA, help='Column with the texts. Default: "text".')
+    str | None,
+    option(
+        panel=_DATA,
+        help='Column with the texts, tokens or contexts. Default: "text", "tokens", "context".',
+    ),
 ]
 LabelColumn = Annotated[
-    str | None, option(panel=_DATA, help='Column with the classes. Default: "label".')
+    str | None,
+    option(
+        panel=_DATA,
+        help='Column with the labels, tags or answers. Default: "label", "labels", "tags", '
+        '"answers".',
+    ),
 ]
 LabelColumns = Annotated[
     str | None,
@@ -80,8 +98,8 @@ Column = Annotated[
     option(
         panel=_DATA,
         metavar="NAME=COLUMN",
-        help="Where the data keeps what the task calls NAME, for tasks beside classification: "
-        "--column source=translation.en --column target=translation.de. Default: the same name.",
+        help="Where the data keeps what the task calls NAME: --column source=translation.en "
+        "--column target=translation.de. Default: the same name.",
     ),
 ]
 TrainSize = Annotated[
@@ -320,6 +338,7 @@ def finetune(
     recipe: Recipe = None,
     task: Task = _DEFAULT.task,
     data: Data = None,
+    data_config: DataConfig = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     column: Column = None,
@@ -393,7 +412,7 @@ def given_settings(context: typer.Context) -> FinetuneConfig:
         if name in names and getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"
     }
     if "column" in given:
-        given["column"] = _columns(given["column"])
+        given["column"] = pairs("finetune", "column", given["column"])
     if context.params.get("no_compare"):
         given["compare_steps"] = 0
     return FinetuneConfig(**given)
@@ -421,18 +440,6 @@ def prepare_libraries() -> None:
     """Checks that what a run needs is installed, and leaves the screen to our own messages."""
     _require_transformers()
     _quiet_transformers()
-
-
-def _columns(given: list[str]) -> dict[str, str]:
-    """Reads NAME=COLUMN."""
-    pairs = [text.partition("=") for text in given]
-    for text, (name, _, column) in zip(given, pairs, strict=True):
-        if not name or not column:
-            raise ValueError(
-                f"finetune: column must be NAME=COLUMN; got {text!r}. Write it as in "
-                "--column source=english."
-            )
-    return {name: column for name, _, column in pairs}
 
 
 def _require_transformers() -> None:

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastattn.data.readers import find_files, read_any_rows, strict
+from fastattn.data.readers import find_files, read_any_rows, row_error, strict
+from fastattn.data.tasks import Layout, RowProblem, task_row
 from fastattn.errors import DataError
 
 DATASET_FILE = "dataset.json"
@@ -59,18 +60,42 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     return content
 
 
+def read_report(folder: str | Path) -> dict[str, Any]:
+    """Returns what report.json holds.
+
+    Raises:
+        DataError: it is not there, or damaged.
+    """
+    path = Path(folder).expanduser() / REPORT_FILE
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"data: the data set {str(folder)!r} must hold its {REPORT_FILE}; got {error}. "
+            "Build it again."
+        ) from error
+    return report
+
+
 def read_split(folder: str | Path, split: str) -> Iterator[dict[str, Any]]:
     """Yields the rows of a split of a built data set, exactly and in their order.
 
     Raises:
-        DataError: the data set has no such split, or its file is damaged.
+        DataError: the data set has no such split, or a row of it is not what the task needs, as
+            where somebody has edited it.
     """
     content = read_description(folder)
     if split not in content["files"]:
         raise DataError(
             f"data: the data set {str(folder)!r} must have a {split} split; got "
-            f"{', '.join(content['files'])}. Build it again with --{split}-size."
+            f"{', '.join(content['files'])}. Build it again, with `fastattn data build "
+            f"--{split}-size`."
         )
+    layout = Layout(plain_tags=content.get("plain_tags", False))
     for file in find_files(Path(folder).expanduser() / content["files"][split]):
         for record in strict(read_any_rows(file, content["task"])):
+            try:
+                task_row(content["task"], record.fields, layout)
+            except RowProblem as error:
+                raise row_error(record.file, record.row, error.problem, error.remedy) from error
             yield record.fields

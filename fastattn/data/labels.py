@@ -1,87 +1,61 @@
-"""Turns the labels of a source, numbers or names, into classes 0, 1, 2, ..."""
+"""The classes of a data set, from the labels of its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
-from fastattn.data.files import Rows, is_missing
+from fastattn.data.tasks import label_names
 from fastattn.errors import DataError
 
+# Of fewer rows than these, every one may well have a class of its own.
+_FEW_ROWS = 20
 
-def encode(parts: Sequence[Rows], names: Sequence[str] | None) -> tuple[list[list[int]], list[str]]:
-    """Returns the classes of each part, and the names of the classes.
+
+def class_names(labels: Sequence[str], known: Sequence[str] = ()) -> list[str]:
+    """Returns the names of the classes that some rows have, in their order.
 
     Args:
-        parts: the rows of each split of one source.
-        names: names of the classes if the source has them; its labels are then indices into it.
-
-    Labels are whole numbers (also written as text, as in a CSV file) or strings. Classes are in
-    ascending order of the numbers, or in alphabetical order.
+        labels: of all rows.
+        known: names of the classes in the source's own order, if it has one. Default: in the order
+            of their numbers, or in alphabetical order.
 
     Raises:
-        DataError: a label is missing or no class, there is one class only, or the column seems to
-            hold something else than classes.
+        DataError: there is one class only, or the column seems to hold something else than classes.
     """
-    columns = [[_value(label, rows, n) for n, label in enumerate(rows.labels)] for rows in parts]
-    every = [label for column in columns for label in column]
-    whole = [_whole_number(label) for label in every]
-    if all(number is not None for number in whole):
-        columns = [[_whole_number(label) for label in column] for column in columns]
-        every = list(whole)
-    elif any(isinstance(label, float) for label in every):
-        bad = next(label for label in every if _whole_number(label) is None)
+    there = set(labels)
+    names = [name for name in known if name in there]
+    names += label_names(there - {*names})
+    if len(names) < 2:
         raise DataError(
-            f"data: label_column must hold classes, whole numbers or strings; got {bad!r}. "
-            "Use --label-column to name the column with the classes."
+            f"data: label_column must hold at least two classes; got only {names[0]!r}, in "
+            f"{len(labels):,} rows. Add rows of another class, or use --label-column."
         )
-    else:
-        columns = [[str(label) for label in column] for column in columns]
-        every = [str(label) for label in every]
-    classes = sorted(set(every))
-    _check_classes(classes, len(every))
-    index = {value: position for position, value in enumerate(classes)}
-    encoded = [[index[label] for label in column] for column in columns]
-    if names is not None:
-        return encoded, [names[value] for value in classes]
-    return encoded, [str(value) for value in classes]
-
-
-def _value(label: Any, rows: Rows, number: int) -> Any:
-    if is_missing(label):
+    if len(labels) > _FEW_ROWS and len(names) > len(labels) // 2:
         raise DataError(
-            f"data: every row must have a label; got none in row {number + 1} of {rows.origin}. "
-            "Add it or remove the row, or name another column with --label-column."
+            f"data: label_column must hold classes; got {len(names):,} different values in "
+            f"{len(labels):,} rows. Use --label-column to name the column with the classes."
         )
-    if isinstance(label, bool):
-        return str(label)
-    if isinstance(label, str):
-        return label.strip()
-    if not isinstance(label, (int, float)):
-        raise DataError(
-            "data: label_column must hold one class a row, a whole number or a string; got "
-            f"{label!r} in row {number + 1} of {rows.origin}. Use --label-column to name another."
-        )
-    return label
+    return names
 
 
-def _whole_number(label: Any) -> int | None:
-    """The number a label stands for: 1, "1", 1.0 and "1.0" are the same class."""
-    try:
-        number = float(label)
-    except ValueError:
-        return None
-    return int(number) if number.is_integer() else None
+def alike_labels(names: Iterable[str]) -> list[list[str]]:
+    """Returns groups of names that differ by letter case and blanks alone."""
+    folded: dict[str, list[str]] = {}
+    for name in names:
+        folded.setdefault(" ".join(name.casefold().split()), []).append(name)
+    return [names for names in folded.values() if len(names) > 1]
 
 
-def _check_classes(classes: list[Any], num_rows: int) -> None:
-    if len(classes) < 2:
-        raise DataError(
-            f"data: label_column must hold at least two classes; got only {classes[0]!r}, in "
-            f"{num_rows:,} rows. Add rows of another class, or use --label-column."
-        )
-    if num_rows > 20 and len(classes) > num_rows // 2:
-        raise DataError(
-            f"data: label_column must hold classes; got {len(classes):,} different values in "
-            f"{num_rows:,} rows. Use --label-column to name the column with the classes."
-        )
+def joined_labels(names: Sequence[str], separator: str) -> str | None:
+    """Returns a name that seems to be several labels with a mark between them, None if none does.
+
+    Args:
+        separator: the mark that has been taken for one.
+    """
+    for mark in ";,|/".replace(separator, ""):
+        parts = Counter(part.strip() for name in names for part in {*name.split(mark)})
+        for name in names:
+            if mark in name and any(parts[part.strip()] > 1 for part in name.split(mark)):
+                return name
+    return None

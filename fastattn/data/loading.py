@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastattn.data import built, labels, sources
+from fastattn.data import built, sources
 from fastattn.data.clean import Row, deduplicate, replace_breaks
-from fastattn.data.files import Rows
+from fastattn.data.labels import alike_labels, class_names
 from fastattn.data.splits import (
     Size,
     Sizes,
@@ -38,6 +38,8 @@ def load(
     *,
     text_column: str | None = None,
     label_column: str | None = None,
+    column: Mapping[str, str] | None = None,
+    data_config: str | None = None,
     train_size: Size | None = None,
     validation_size: Size | None = None,
     test_size: Size | None = None,
@@ -49,7 +51,7 @@ def load(
     exactly as they are; a size takes the first rows of one, which are in random order.
 
     Args:
-        data, text_column, label_column: see :func:`fastattn.data.sources.read`.
+        data, text_column, label_column, column, data_config: see :func:`fastattn.data.read`.
         train_size: number of rows, "all", or None: all that are left.
         validation_size: number of rows, "all", or None: the source's own validation set, or a
             tenth of the training rows, at most 5,000.
@@ -62,20 +64,33 @@ def load(
     sizes = Sizes(train_size, validation_size, test_size)
     check_sizes(sizes)
     if built.is_built(Path(data).expanduser()):
-        return _load_built(data, text_column or label_column, sizes, split_seed)
-    source = sources.read(data, text_column, label_column)
-    given = {"train": source.train, "validation": source.validation, "test": source.test}
-    parts = {name: rows for name, rows in given.items() if rows is not None}
-    encoded, label_names = labels.encode(list(parts.values()), source.label_names)
-    report: dict[str, Any] = {"source": source.name, "notes": list(source.notes)}
+        for setting, value in (
+            ("text_column and label_column", text_column or label_column or column),
+            ("data_config", data_config),
+            ("split_seed", split_seed),
+        ):
+            _refuse_for_built(setting, value)
+        return _load_built(data, sizes)
+    source = sources.read(data, text_column, label_column, column=column, data_config=data_config)
+    label_names = class_names(
+        [row["label"] for rows in source.sets.values() for row in rows], source.label_names
+    )
+    index = {name: number for number, name in enumerate(label_names)}
+    report: dict[str, Any] = {
+        "source": source.name,
+        "notes": [*source.notes, *notes_on_labels(label_names)],
+    }
     kept: dict[str, list[Row]] = {}
-    for (name, rows), classes in zip(parts.items(), encoded, strict=True):
-        texts = _texts(rows, source.has_line_breaks)
-        result = deduplicate(texts, classes)
+    for name, rows in source.sets.items():
+        texts = [row["text"] for row in rows]
+        if source.has_line_breaks:
+            texts = [replace_breaks(text) for text in texts]
+        result = deduplicate(texts, [index[row["label"]] for row in rows])
         kept[name] = result.rows
+        empty = source.empty.get(name, 0)
         report[f"{name}_rows"] = {
-            "read": len(texts),
-            "empty": result.empty,
+            "read": len(texts) + empty,
+            "empty": result.empty + empty,
             "duplicates": result.duplicates,
             "conflicting_labels": result.conflicts,
         }
@@ -93,17 +108,28 @@ def load(
     return Splits(train, validation, test, label_names, report)
 
 
-def _load_built(folder: str, column: str | None, sizes: Sizes, split_seed: int) -> Splits:
+def notes_on_labels(names: Sequence[str]) -> list[str]:
+    """Returns what a person should know about the names of some classes."""
+    return [
+        f"labels that differ by letter case alone are different classes: {', '.join(alike)}"
+        for alike in alike_labels(names)
+    ]
+
+
+def _refuse_for_built(setting: str, value: Any) -> None:
+    if value:
+        raise DataError(
+            f"data: {setting} must be left out for a built data set; got {value!r}. It has the "
+            "columns text and label, and its splits as they were built."
+        )
+
+
+def _load_built(folder: str, sizes: Sizes) -> Splits:
     description = built.read_description(folder)
     if description["task"] != "classification":
         raise DataError(
             f"data: a data set for classification must be given; got {folder!r}, which was built "
             f"for {description['task']}. Build it with --task classification."
-        )
-    if column is not None:
-        raise DataError(
-            "data: text_column and label_column must be left out for a built data set; got "
-            f"{column!r}. Its columns are text and label."
         )
     names: list[str] = description["label_names"]
     index = {name: number for number, name in enumerate(names)}
@@ -112,8 +138,14 @@ def _load_built(folder: str, column: str | None, sizes: Sizes, split_seed: int) 
     for name, size in zip(Sizes._fields, sizes, strict=True):
         rows = _built_rows(folder, description, name, size)
         report[f"{name}_rows"] = {"read": len(rows)}
+        unknown = sorted({row["label"] for row in rows} - index.keys())
+        if unknown:
+            raise DataError(
+                f"data: the labels of the {name} split of {folder!r} must be those it was built "
+                f"with, {', '.join(names)}; got {unknown[0]!r}. Build it again."
+            )
         parts[name] = Texts([row["text"] for row in rows], [index[row["label"]] for row in rows])
-    report["split_seed"] = split_seed
+    report["split_seed"] = 0
     report["line_breaks_replaced"] = False
     report["sizes"] = {name: len(part.texts) for name, part in parts.items()}
     return Splits(parts["train"], parts["validation"], parts["test"], names, report)
@@ -133,11 +165,6 @@ def _built_rows(
             f"{folder!r}; got {size:,}. Ask for fewer with --{split}-size."
         )
     return rows[:size]
-
-
-def _texts(rows: Rows, has_line_breaks: bool) -> list[str]:
-    texts = [text or "" for text in rows.texts]
-    return [replace_breaks(text) for text in texts] if has_line_breaks else texts
 
 
 def _as_texts(rows: Sequence[Row]) -> Texts:

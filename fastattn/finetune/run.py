@@ -8,6 +8,7 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +19,11 @@ from transformers import Trainer, set_seed
 
 from fastattn import environment
 from fastattn.data.augment import augment
+from fastattn.errors import DataError
 from fastattn.finetune import card, curves, distributed, report
 from fastattn.finetune import model as models
 from fastattn.finetune.compare import compare_steps
-from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.config import FinetuneConfig, option_name
 from fastattn.finetune.distributed import Processes
 from fastattn.finetune.output import (
     CURVES_FILE,
@@ -31,7 +33,7 @@ from fastattn.finetune.output import (
     choose_folder,
 )
 from fastattn.finetune.tasks import get_task
-from fastattn.finetune.tasks.base import Encoded, Task, TaskData
+from fastattn.finetune.tasks.base import Encoded, Example, Task, TaskData
 from fastattn.finetune.training import choose_device, evaluate, make_trainer, train
 
 # Settings that a resumed run may change: they do not change what the steps so far have done.
@@ -62,6 +64,9 @@ class _Prepared(NamedTuple):
     model: Any
     model_source: str
     patch_report: str | None
+    train_set: Encoded
+    validation_set: Encoded | None
+    test_set: Encoded | None  # None: it is not looked at
 
 
 def finetune(
@@ -102,7 +107,7 @@ def finetune(
     record = _run_record(config, prepared, processes)
     processes.together(lambda: _start(config, prepared, record, processes))
     with processes.in_step():
-        metrics, trainer, train_set = _train(config, prepared, processes, test)
+        metrics, trainer = _train(config, prepared, processes)
     history = trainer.state.log_history
     if not processes.is_first:
         return FinetuneResult(folder.path, metrics, history)
@@ -116,7 +121,7 @@ def finetune(
         del trainer  # and its optimizer, to make room for two more models
         prepared.model.to("cpu")
         metrics["compare"] = compare_steps(
-            config, prepared.task, folder.path, prepared.tokenizer, train_set
+            config, prepared.task, folder.path, prepared.tokenizer, prepared.train_set
         )
     metrics["total_seconds"] = time.perf_counter() - started
     folder.write_json(METRICS_FILE, metrics)
@@ -143,11 +148,12 @@ def evaluate_saved(config: FinetuneConfig, folder: Path) -> dict[str, Any]:
     model = task.load_model(str(folder), tokenizer, data, config)
     if config.patch:
         models.accelerate(model)
-    test = task.encode(data.test, tokenizer, config)
+    test = _encode(config, task, tokenizer, "test", data.test)
     with tempfile.TemporaryDirectory() as scratch:
         trainer, _ = make_trainer(config, task, model, tokenizer, test, None, Path(scratch))
         figures = _test_figures(trainer, task, data, test)
     metrics = {**output.read_json(METRICS_FILE), **figures}
+    metrics["notes"] += _notes(test=test)
     output.write_json(METRICS_FILE, metrics)
     card.write(folder, config, task, output.read_run(), metrics)
     return metrics
@@ -173,17 +179,19 @@ def _prepare(
     else:
         folder.check_free(config.overwrite)
     task = get_task(config.task)
-    _check_task(config, task)
+    task.check(config)
     source = models.find_model(config.model)
     data = task.load_data(config)
     if train_on_validation:
         data = _with_validation(data)
-    if config.patience is not None and not data.validation:
-        raise ValueError(
-            f"finetune: patience must be given together with a validation set; got "
-            f"{config.patience} and data without one. Leave --patience out, or give the data a "
-            "validation set."
-        )
+    for setting in ("patience", "eval_steps"):
+        value = getattr(config, setting)
+        if value is not None and not data.validation:
+            raise ValueError(
+                f"finetune: {setting} must be given together with a validation set; got {value} "
+                f"and data without one. Leave {option_name(setting)} out, or give the data a "
+                "validation set."
+            )
     if not test and not data.validation:
         raise ValueError(
             f"search: data must have a validation set, which decides; got none in {config.data}. "
@@ -194,21 +202,46 @@ def _prepare(
     model = task.load_model(source, tokenizer, data, config)
     patch_report = models.accelerate(model) if config.patch else None
     report.print_start(console, config, task, folder.path, data, model, patch_report, processes)
-    return _Prepared(folder, before, checkpoint, task, data, tokenizer, model, source, patch_report)
+    examples = data.train
+    if config.augment > 0:
+        assert task.augmented_field is not None
+        examples = augment(examples, task.augmented_field, config.augment, config.seed)
+    held_out = {"validation": data.validation, "test": data.test if test else ()}
+    validation_set, test_set = (
+        _encode(config, task, tokenizer, name, rows) if rows else None
+        for name, rows in held_out.items()
+    )
+    return _Prepared(
+        folder=folder,
+        before=before,
+        checkpoint=checkpoint,
+        task=task,
+        data=data,
+        tokenizer=tokenizer,
+        model=model,
+        model_source=source,
+        patch_report=patch_report,
+        train_set=_encode(config, task, tokenizer, "training", examples),
+        validation_set=validation_set,
+        test_set=test_set,
+    )
 
 
-def _check_task(config: FinetuneConfig, task: Task) -> None:
-    """Refuses what this task cannot do."""
-    if config.label_smoothing > 0 and not task.can_smooth_labels:
-        raise ValueError(
-            f"finetune: label_smoothing must be 0 for the task {task.name}, whose labels are not "
-            f"single classes; got {config.label_smoothing!r}. Leave --label-smoothing out."
+def _encode(
+    config: FinetuneConfig, task: Task, tokenizer: Any, name: str, examples: Sequence[Example]
+) -> Encoded:
+    """Returns the features of a set.
+
+    Raises:
+        DataError: there are none.
+    """
+    encoded = task.encode(examples, tokenizer, config)
+    if not len(encoded):
+        raise DataError(
+            f"data: the {name} set must hold {task.examples} of which the tokenizer makes tokens; "
+            f"got {len(examples):,} without any. Check what the texts are made of."
         )
-    if config.augment > 0 and task.augmented_field is None:
-        raise ValueError(
-            f"finetune: augment must be 0 for the task {task.name}, whose labels depend on single "
-            f"words; got {config.augment!r}. Leave --augment out."
-        )
+    return encoded
 
 
 def _check_processes(before: dict[str, Any], processes: Processes) -> None:
@@ -241,19 +274,11 @@ def _start(
 
 
 def _train(
-    config: FinetuneConfig, prepared: _Prepared, processes: Processes, test: bool
-) -> tuple[dict[str, Any], Trainer, Encoded]:
-    """Trains and evaluates; returns the figures, the Trainer and the training set."""
+    config: FinetuneConfig, prepared: _Prepared, processes: Processes
+) -> tuple[dict[str, Any], Trainer]:
+    """Trains and evaluates; returns the figures and the Trainer."""
     task, data = prepared.task, prepared.data
-    examples = data.train
-    if config.augment > 0:
-        assert task.augmented_field is not None
-        examples = augment(examples, task.augmented_field, config.augment, config.seed)
-    train_set, validation, test_set = (
-        task.encode(rows, prepared.tokenizer, config) if rows else None
-        for rows in (examples, data.validation, data.test)
-    )
-    assert train_set is not None and test_set is not None
+    train_set, validation, test = prepared.train_set, prepared.validation_set, prepared.test_set
     trainer, progress = make_trainer(
         config,
         task,
@@ -268,12 +293,12 @@ def _train(
     metrics = {
         "task": task.name,
         "metric": task.metric,
-        **(_test_figures(trainer, task, data, test_set) if test else {}),
+        **({} if test is None else _test_figures(trainer, task, data, test)),
         **_choice(config, trainer, task),
-        "notes": _notes(train=train_set, validation=validation, test=test_set),
+        "notes": _notes(train=train_set, validation=validation, test=test),
         "train_loss": train_loss,
         f"train_{task.examples}": len(data.train),
-        f"augmented_{task.examples}": len(examples) - len(data.train),
+        f"augmented_{task.examples}": len(train_set.examples) - len(data.train),
         "train_steps": trainer.state.global_step,
         "resumed_from_step": progress.first_step,
         "train_seconds": progress.train_seconds,
@@ -289,12 +314,12 @@ def _train(
         "patched": config.patch,
         **peak_memory(),
     }
-    return metrics, trainer, train_set
+    return metrics, trainer
 
 
 def _test_figures(trainer: Trainer, task: Task, data: TaskData, test: Encoded) -> dict[str, Any]:
     result = evaluate(trainer, task, test)
-    baseline = task.baseline(data)
+    baseline = task.baseline(data, test)
     return {
         **{f"test_{name}": value for name, value in result.metrics.items()},
         "test_loss": result.loss,

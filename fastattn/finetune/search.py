@@ -98,6 +98,7 @@ def search(
     """
     console = console or Console(quiet=not config.progress, highlight=False)
     config.check()
+    get_task(config.task).check(config)
     search.check(config)
     training.choose_device(config)
     folder = choose_folder(config.output, config.resume, stem="search")

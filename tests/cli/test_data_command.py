@@ -76,7 +76,19 @@ def test_bad_input_is_an_error_of_its_own(tmp_path: Path) -> None:
     code, output = run("build", str(tmp_path / "none.csv"), "--output", folder)
     assert code == 2 and "must be a file or folder that exists" in output
     code, output = run("build", "a.csv", "--output", folder, "--label-map", "spam")
-    assert code == 2 and "label_map must be NAME=VALUE; got 'spam'. Write both." in output
+    assert code == 2 and "label_map must be OLD=NEW; got 'spam'. Write both." in output
+    for words, message in (
+        (["--label-map", "a=b", "--label-map", "a=c"], "given once for each name; got a=b and a=c"),
+        (["--task", "translation", "--text-column", "en"], "Use --column source=en or --column ta"),
+        (["--task", "masked-lm", "--label-column", "x"], "label_column must be left out for the t"),
+        (
+            ["--text-column", "a", "--column", "text=b"],
+            "must not name different columns for",
+        ),
+        (["--task", "ner", "--text-column", "a"], "task must be one of"),
+    ):
+        code, output = run("build", "a.csv", "--output", folder, *words)
+        assert code == 2 and message in output
     code, output = run("build", "a.csv", "--output", folder, "--test-size", "some")
     assert code == 2 and "test_size must be a whole number of rows" in output
     code, output = run("show", str(tmp_path))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fastattn.data import Splits, load, text_key
-from fastattn.data.sources import from_hub_sets, packaged_reviews_path, read
+from fastattn.data import Source, Splits, load, text_key
+from fastattn.data.sources import packaged_reviews_path, read, rows_of_hub_sets
+from fastattn.data.tasks import Layout
 from fastattn.errors import DataError
 
 pytest.importorskip("pandas")
@@ -87,8 +90,8 @@ def test_a_folder_and_its_leaks(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_training_file(tmp_path: Path) -> None:
-    (tmp_path / "reviews.txt").touch()
-    with pytest.raises(DataError, match=r"must hold a file train\{.csv.*got reviews.txt. Name"):
+    write_csv(tmp_path / "test.csv", [("film 1", 1)])
+    with pytest.raises(DataError, match=r"must hold a train file or split; got test. Name"):
         load(str(tmp_path))
 
 
@@ -111,7 +114,7 @@ def test_sizes_are_checked_before_reading() -> None:
 
 @pytest.mark.parametrize("name", ["/no/such", "./none", "~/none", "a/b/c", "none.parquet"])
 def test_what_looks_like_a_path_is_no_hub_id(name: str) -> None:
-    with pytest.raises(DataError, match="data must be a file that exists"):
+    with pytest.raises(DataError, match="data must be a file or folder that exists"):
         read(name)
 
 
@@ -126,10 +129,14 @@ class TestHubSets:
     """What the Hub gives, made here: the same classes, without the network."""
 
     @staticmethod
-    def sets(**labels: list[int]) -> object:
+    def source(name: str, sets: Any, **columns: str) -> Source:
+        return rows_of_hub_sets("classification", name, sets, Layout(columns=columns))
+
+    @staticmethod
+    def sets(names: Sequence[str] = ("neg", "pos"), **labels: list[int]) -> Any:
         datasets = pytest.importorskip("datasets")
         features = datasets.Features(
-            text=datasets.Value("string"), label=datasets.ClassLabel(names=["neg", "pos"])
+            text=datasets.Value("string"), label=datasets.ClassLabel(names=list(names))
         )
         return datasets.DatasetDict(
             {
@@ -143,23 +150,43 @@ class TestHubSets:
 
     def test_names_sets_and_line_breaks(self) -> None:
         sets = self.sets(train=[0, 1], test=[1], unsupervised=[-1, -1])
-        source = from_hub_sets("owner/imdb", sets, None, None)
+        source = self.source("owner/imdb", sets)
         assert source.label_names == ["neg", "pos"]
         assert source.has_line_breaks
-        assert source.train.labels == [0, 1]
-        assert source.validation is None
-        assert source.test is not None and source.test.labels == [1]
+        assert [row["label"] for row in source.sets["train"]] == ["neg", "pos"]
+        assert [row["label"] for row in source.sets["test"]] == ["pos"]
+        assert source.sets.keys() == {"train", "test"}
+
+    def test_classes_are_in_the_order_of_the_source(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        sets = self.sets(["world", "business"], train=[0, 1] * 10)
+        monkeypatch.setattr("fastattn.data.sources.download", lambda name, config: sets)
+        splits = load("owner/news")
+        assert splits.label_names == ["world", "business"]
+        numbers = [int(text.split("<")[0][6:]) for text in splits.train.texts]
+        assert splits.train.labels == [number % 2 for number in numbers]
 
     def test_a_test_set_without_labels_is_named_and_left_out(self) -> None:
         sets = self.sets(train=[0, 1], validation=[1], test=[-1, -1])
-        source = from_hub_sets("owner/benchmark", sets, None, None)
-        assert source.test is None
-        assert source.notes == ("the test split of owner/benchmark has no labels and is not used",)
+        source = self.source("owner/benchmark", sets)
+        assert source.sets.keys() == {"train", "validation"}
+        assert source.notes == ["the test set has no labels and is not used"]
 
     def test_no_training_set(self) -> None:
-        with pytest.raises(DataError, match=r"must have a train split; got test. Choose another"):
-            from_hub_sets("owner/odd", self.sets(test=[0, 1]), None, None)
+        with pytest.raises(DataError, match=r"must have a train split with rows; got test. Choose"):
+            self.source("owner/odd", self.sets(test=[0, 1]))
 
     def test_no_such_column(self) -> None:
-        with pytest.raises(DataError, match=r"of the train split of owner/odd; got 'sentence'"):
-            from_hub_sets("owner/odd", self.sets(train=[0, 1]), "sentence", None)
+        with pytest.raises(DataError, match=r"owner/odd\[train\], row 1: .* field 'sentence'"):
+            self.source("owner/odd", self.sets(train=[0, 1]), text="sentence")
+
+
+def test_nothing_is_left_to_train_on(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "a.csv", [("one text", 0), ("one text", 1)] * 3)
+    with pytest.raises(DataError, match=r"the training set must hold a row; got none"):
+        load(file)
+
+
+def test_labels_that_differ_by_case_are_told_of(tmp_path: Path) -> None:
+    rows: list[tuple[str, object]] = [(f"film {n}", ("Good", "good")[n % 2]) for n in range(20)]
+    notes = load(write_csv(tmp_path / "a.csv", rows)).report["notes"]
+    assert notes == ["labels that differ by letter case alone are different classes: Good, good"]

@@ -15,6 +15,7 @@ from fastattn.data.tasks import (
     RowProblem,
     check_task,
     label_names,
+    name_columns,
     read_task_rows,
     task_row,
     to_iob2,
@@ -39,7 +40,8 @@ def test_columns_and_labels_can_be_named() -> None:
     layout = {"columns": {"text": "review.body", "label": "stars"}, "labels": {"0.5": "bad"}}
     fields = {"review": {"body": "x"}, "stars": 0.5}
     assert row("classification", fields, **layout) == {"text": "x", "label": "bad"}
-    assert Layout(**layout).required("classification") == ["review", "stars"]
+    required = Layout(**layout).required("classification")
+    assert required == {"review.body": "--column text=COLUMN", "stars": "--column label=COLUMN"}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_multilabel_from_a_column_for_each_label() -> None:
     fields = {"text": "x", "toxic": "1", "rude": 0, "mild": True}
     columns = ("toxic", "rude", "mild")
     assert row("multilabel", fields, label_columns=columns)["labels"] == ["mild", "toxic"]
-    assert Layout(label_columns=columns).required("multilabel") == ["text", *columns]
+    assert [*Layout(label_columns=columns).required("multilabel")] == ["text", *columns]
 
 
 @pytest.mark.parametrize(
@@ -127,14 +129,14 @@ PROBLEMS = [
     ("classification", {"text": "x", "label": " "}, "no_label", r"must have a label; got none"),
     ("classification", {"text": "x", "label": None}, "no_label", r"must have a label; got none"),
     ("classification", {"text": "x", "label": 0.5}, "invalid", r"must be a class.*got 0.5.*"
-     r"--label-map 0.5=NAME"),
+     r"`fastattn data build --label-map 0.5=NAME`"),
     ("classification", {"text": "x", "label": "3.25"}, "invalid", r"must be a class.*got 3.25"),
     ("classification", {"text": "x", "label": [1]}, "invalid", r"got \[1\]. Use --task multilabel"),
     ("multilabel", {"text": "x", "labels": 3}, "invalid", r"labels must be a list; got 3. Write"),
     (TOKENS, {"tokens": [], "tags": []}, "empty", r"must hold a token"),
     (TOKENS, {"tokens": ["a"], "tags": []}, "invalid", r"got 1 tokens and 0 tags"),
     (TOKENS, {"tokens": ["a"], "tags": ["PER"]}, "invalid", r"must be O, B-TYPE or I-TYPE; got "
-     r"'PER'. Give it another name with --label-map PER=B-TYPE, or use --plain-tags"),
+     r"'PER'. Use --plain-tags .* `fastattn data build --label-map PER=B-TYPE`"),
     (TOKENS, {"tokens": [" "], "tags": ["O"]}, "invalid", r"a token must be a text; got ' '"),
     (TOKENS, {"tokens": ["a"], "tags": [None]}, "no_label", r"must have a tag; got none for 'a'"),
     (TOKENS, {"tokens": 7, "tags": []}, "invalid", r"tokens must be a list; got 7"),
@@ -145,6 +147,8 @@ PROBLEMS = [
     (QUESTIONS, {**QUESTION, "answers": {"text": ["Ann"], "answer_start": []}}, "invalid",
      r"answers must hold texts and as many answer_start"),
     (QUESTIONS, {**QUESTION, "answers": {"text": ["Ann"], "answer_start": [-3]}}, "invalid",
+     r"as many"),
+    (QUESTIONS, {**QUESTION, "answers": {"text": [" "], "answer_start": [3]}}, "invalid",
      r"as many"),
     (QUESTIONS, {**QUESTION, "answers": "Ann"}, "invalid", r"as many answer_start; got 'Ann'"),
     ("translation", {"source": "x", "target": ""}, "empty", r"target must hold a text; got none"),
@@ -183,3 +187,57 @@ def test_raw_files_give_rows_of_the_task(tmp_path: Path) -> None:
 def test_classes_are_in_the_order_of_their_numbers() -> None:
     assert label_names({"10", "9", "-1"}) == ["-1", "9", "10"]
     assert label_names({"b", "10", "9"}) == ["10", "9", "b"]
+
+
+@pytest.mark.parametrize(
+    ("task", "named", "columns"),
+    [
+        ("classification", ("a", "b", {}), {"text": "a", "label": "b"}),
+        ("multilabel", (None, "b", {}), {"labels": "b"}),
+        (TOKENS, ("a", "b", {}), {"tokens": "a", "tags": "b"}),
+        (QUESTIONS, ("a", "b", {"context": "a"}), {"context": "a", "answers": "b"}),
+        ("masked-lm", ("a", None, {}), {"text": "a"}),
+        ("translation", (None, None, {"source": "a"}), {"source": "a"}),
+    ],
+)  # fmt: skip
+def test_columns_are_named_for_the_task(task: str, named: Any, columns: dict[str, str]) -> None:
+    assert name_columns(task, *named) == columns
+
+
+@pytest.mark.parametrize(
+    ("task", "named", "message"),
+    [
+        ("translation", ("en", None, {}), r"text_column must be left out for the task translation, "
+         r"whose rows have source and target alone; got 'en'. Use --column source=en or --column"),
+        ("translation", (None, "de", {}), r"label_column must be left out for the task"),
+        ("masked-lm", (None, "b", {}), r"label_column must be left out for the task masked-lm, .* "
+         r"got 'b'. Leave --label-column out"),
+        ("masked-lm", ("a", None, {"text": "b"}), r"text_column and column must not name different "
+         r"columns for 'text'; got 'a' and 'b'"),
+        (TOKENS, (None, "a", {"tags": "b"}), r"label_column and column must not .* 'tags'"),
+    ],
+)  # fmt: skip
+def test_columns_that_a_task_does_not_have(task: str, named: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        name_columns(task, *named)
+
+
+@pytest.mark.parametrize(
+    ("task", "layout", "message"),
+    [
+        ("classification", {"columns": {"labels": "x"}}, r"column must name one of the columns "
+         r"text, label of the task classification; got 'labels'. Write it as in --column text="),
+        ("classification", {"label_columns": ["x"]}, r"label_columns must be left out unless the "
+         r"task is multilabel; got \['x'\] for the task classification. .* use --task multilabel"),
+        ("masked-lm", {"label_separator": ";"}, r"label_separator must be left out unless"),
+        (QUESTIONS, {"plain_tags": True}, r"plain_tags must be left out unless the task is token"),
+        ("translation", {"labels": {"a": "b"}}, r"label_map must be left out unless the task"),
+        ("multilabel", {"label_columns": ["x"], "columns": {"labels": "y"}},
+         r"label_column must be left out where label_columns has a column for each"),
+        ("multilabel", {"label_columns": ["x"], "label_separator": ";"},
+         r"label_separator must be left out where label_columns"),
+    ],
+)  # fmt: skip
+def test_a_layout_that_a_task_does_not_use(task: str, layout: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Layout(**layout).check(task)

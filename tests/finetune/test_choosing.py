@@ -16,7 +16,7 @@ from fastattn.data.augment import augment
 from fastattn.finetune import FinetuneConfig, FinetuneResult, finetune
 from fastattn.finetune import curves as curves_module
 from fastattn.finetune.card import CARD_FILE
-from fastattn.finetune.run import _check_task, evaluate_saved
+from fastattn.finetune.run import evaluate_saved
 from fastattn.finetune.tasks.classification import Classification
 
 
@@ -143,11 +143,11 @@ class _Spans(Classification):
 
 @pytest.mark.parametrize("change", [{"label_smoothing": 0.1}, {"augment": 2}])
 def test_what_a_task_cannot_do_is_refused(change: dict[str, Any]) -> None:
-    _check_task(FinetuneConfig(), _Spans())
-    _check_task(FinetuneConfig(**change), Classification())
+    _Spans().check(FinetuneConfig())
+    Classification().check(FinetuneConfig(**change))
     name = next(iter(change))
     with pytest.raises(ValueError, match=rf"{name} must be 0 for the task spans.*Leave --"):
-        _check_task(FinetuneConfig(**change), _Spans())
+        _Spans().check(FinetuneConfig(**change))
 
 
 def test_altered_copies(config: FinetuneConfig) -> None:

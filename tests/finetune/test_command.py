@@ -166,11 +166,38 @@ def test_a_killed_run_goes_on_to_the_same_model(
 
 
 BAD = {
-    "no file": (["--data", "none.csv"], "data must be a file that exists; got 'none.csv'"),
-    "no column": (["--text-column", "body"], "Its columns are: text, label. Use --text-column"),
-    "one class": (["--data", "{one_class}"], "must hold at least two classes; got only 1"),
-    "empty": (["--data", "{empty}"], "must have at least one row below its header"),
-    "no label": (["--data", "{no_label}"], "every row must have a label; got none in row 2"),
+    "no file": (["--data", "none.csv"], "data must be a file or folder that exists, or a data set"),
+    "no column": (["--text-column", "body"], "Its columns are: text, label. Name the one that is"),
+    "two columns": (["--text-column", "text", "--column", "text=label"], "must not name different"),
+    "column twice": (["--column", "text=a", "--column", "text=b"], "given once for each name; got"),
+    "no such column": (
+        ["--column", "body=text"],
+        "column must name one of the columns text,",
+    ),
+    "one class": (["--data", "{one_class}"], "must hold at least two classes; got only '1'"),
+    "empty": (["--data", "{empty}"], "must have at least one row; got none"),
+    "no data": (["--data", ""], "data must be a name, or left out; got ''. Set it with --data"),
+    "no label": (
+        ["--data", "{no_label}"],
+        "no_label.csv, row 3: a row must have a label; got",
+    ),
+    "configuration": (["--data-config", "sst2"], "data_config must be left out for a file"),
+    "packaged": (
+        ["--data", "imdb", "--text-column", "x"],
+        "text_column must be left out for",
+    ),
+    "other task's": (
+        ["--data", "news"],
+        "which is for token-classification. Use --task token-",
+    ),
+    "threshold": (
+        ["--threshold", "0.9"],
+        "threshold must be left out unless the task is mul",
+    ),
+    "plain tags": (
+        ["--plain-tags"],
+        "plain_tags must be left out unless the task is token",
+    ),
     "too many": (["--train-size", "100"], "train_size must be at most the 36 different texts"),
     "recipe": (["--recipe", "squad"], "recipe must be one of imdb; got 'squad'"),
     "patience": (["--patience", "1", "--keep", "last"], "patience must be given together with"),
@@ -227,6 +254,51 @@ def test_a_column_without_its_name(given: str) -> None:
     code, output = invoke("--task", "translation", "--column", given)
     assert code != 0
     assert f"finetune: column must be NAME=COLUMN; got '{given}'" in output
+
+
+@pytest.mark.parametrize("command", ["finetune", "search"])
+def test_an_option_that_the_task_does_not_use_is_refused(command: str) -> None:
+    """Every option of every task, before anything is written."""
+    given = {
+        "text_column": "x",
+        "label_column": "x",
+        "label_columns": "x,y",
+        "label_separator": ";",
+        "plain_tags": None,
+        "threshold": "0.9",
+        "stride": "3",
+        "max_answer_length": "9",
+        "mlm_probability": "0.3",
+        "whole_words": None,
+        "num_beams": "3",
+    }
+    used = {
+        "classification": {"text_column", "label_column"},
+        "multilabel": {"text_column", "label_column", "label_columns", "label_separator"}
+        | {"threshold"},
+        "token-classification": {"text_column", "label_column", "plain_tags"},
+        "question-answering": {"text_column", "label_column", "stride", "max_answer_length"},
+        "masked-lm": {"text_column", "mlm_probability", "whole_words"},
+        "translation": {"num_beams"},
+    }
+    for task, own in used.items():
+        for name, value in given.items():
+            if name in own and command == "search":
+                continue  # it would begin
+            option = f"--{name.replace('_', '-')}"
+            words = [option] if value is None else [option, value]
+            # A file that is not there: what is used is refused for that alone.
+            result = CliRunner().invoke(
+                app, [command, "--task", task, "--data", "none.csv", "--quiet", *words]
+            )
+            message = (
+                "data must be a file or folder that exists"
+                if name in own
+                else f"{name} must be left out "
+            )
+            assert result.exit_code == 2
+            assert message in result.output, (task, name)
+            assert task in result.output or name in own
 
 
 def test_columns_of_other_names(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from fastattn.finetune import FinetuneConfig
 from fastattn.finetune.recipes import RECIPES
 from fastattn.finetune.search_config import SearchConfig
+from fastattn.finetune.tasks import PACKAGED
 
 
 def test_the_defaults_are_right() -> None:
@@ -60,6 +61,25 @@ def test_a_setting_out_of_range(field: str, value: Any, rule: str) -> None:
     message = rf"^finetune: {field} must be {rule}.*; got {value!r}\. Set it with --{option}\.$"
     with pytest.raises(ValueError, match=message):
         config.check()
+
+
+def test_no_evaluation_to_repeat() -> None:
+    with pytest.raises(ValueError, match=r"eval_steps must be given together with a validation"):
+        FinetuneConfig(eval_steps=2, validation_size=0).check()
+
+
+@pytest.mark.parametrize("field", ["data", "text_column", "label_columns", "output"])
+def test_an_empty_name(field: str) -> None:
+    """As of a shell variable that is not set."""
+    with pytest.raises(ValueError, match=rf"{field} must be a name, or left out; got ' '"):
+        FinetuneConfig(**{field: " "}).check()
+
+
+@pytest.mark.parametrize("task", PACKAGED)
+def test_packaged_data_needs_no_names_of_columns(task: str) -> None:
+    for data in (None, *PACKAGED[task]):
+        with pytest.raises(ValueError, match=r"data_config must be left out for the packaged data"):
+            FinetuneConfig(task=task, data=data, data_config="x").check()
 
 
 def test_overwrite_and_resume_exclude_each_other() -> None:

@@ -12,6 +12,7 @@ import fastattn
 from fastattn.finetune import FinetuneConfig
 from fastattn.finetune.model import (
     accelerate,
+    adapt_config,
     find_model,
     load_config,
     load_model,
@@ -117,3 +118,13 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(ValueError, match=r"the Hub cannot be reached. .* packaged MiniLM"):
             load("nobody/no-such-model", SHORT)
+
+
+def test_dropout_is_set_wherever_a_model_has_any() -> None:
+    from transformers import PretrainedConfig, T5Config
+
+    config = FinetuneConfig(dropout=0.3)
+    assert adapt_config(T5Config(), "t5", config, None, []).dropout_rate == 0.3
+    message = r"dropout must be left out for a model without any that is known; got 0.3 for odd"
+    with pytest.raises(ValueError, match=message):
+        adapt_config(PretrainedConfig(), "odd", config, None, [])

@@ -150,7 +150,6 @@ def test_bad_input_leaves_no_trace(config: FinetuneConfig, tmp_path: Path) -> No
         {"data": str(tmp_path / "none.csv")},
         {"model": str(tmp_path / "none")},
         {"train_size": 1000},
-        {"text_column": "body"},
         {"max_length": 100},
         {"learning_rate": -1.0},
     ):

@@ -207,7 +207,8 @@ BAD = {
     "sampler": (["--sampler", "best"], "sampler must be one of grid, tpe, random; got 'best'"),
     "no validation": (["--validation-size", "0"], "validation_size must be at least 1"),
     "resume": (["--resume"], "output must hold a search to resume"),
-    "data": (["--data", "none.csv"], "data must be a file that exists; got 'none.csv'"),
+    "data": (["--data", "none.csv"], "data must be a file or folder that exists"),
+    "option": (["--num-beams", "2"], "num_beams must be left out unless the task is translation"),
 }
 
 

@@ -10,10 +10,20 @@ from typing import Any
 
 from fastattn.data.readers import ReadOptions
 from fastattn.data.readers.lines import check_encoding
-from fastattn.data.tasks import COLUMNS, Layout, check_task
+from fastattn.data.tasks import Layout, check_task, check_used
 from fastattn.errors import DataError
 
 AUTO = "auto"
+# Tasks whose labels a simple model looks at (fastattn.data.build.suspects).
+SUSPECTS_TASKS = ("classification", "multilabel", "token-classification")
+# Settings that some tasks alone use, beside those of a layout, which knows its own.
+_OF_TASKS = {
+    "balance": ("classification",),
+    "augment": ("classification", "multilabel"),
+    "token_column": ("token-classification",),
+    "tag_column": ("token-classification",),
+    "whole_files": ("classification", "multilabel", "masked-lm"),
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,7 @@ class BuildConfig:
         sources: files, folders, data sets of the Hub, or "imdb"; "test=FILE" says which split.
         output: the folder to make.
         task: one of :data:`fastattn.data.tasks.TASKS`.
+        data_config: which configuration of the source, a data set of the Hub or a copy of one.
         columns: {"text": "review"}: the task's column and the source's.
         labels: {"0": "negative"}: new names for classes or tags.
         label_columns: for multilabel tables, columns of 0 and 1.
@@ -56,6 +67,7 @@ class BuildConfig:
     sources: Sequence[str]
     output: str
     task: str = "classification"
+    data_config: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     label_columns: Sequence[str] = ()
@@ -107,38 +119,42 @@ class BuildConfig:
     def check(self) -> None:
         """Raises a DataError that names the first setting that breaks its rule."""
         check_task(self.task)
-        if not self.sources:
-            raise _error("sources", "name at least one file, folder or data set", "none")
+        if not self.sources or not all(source.strip() for source in self.sources):
+            got = "none" if not self.sources else "an empty name"
+            raise DataError(
+                f"data build: sources must name at least one file, folder or data set; got {got}. "
+                "Give them before the options."
+            )
         for name, allowed, rule in _RULES:
             value = getattr(self, name)
             if not allowed(value):
                 raise _error(name, rule, repr(value))
-        for name in self.columns:
-            if name not in COLUMNS[self.task]:
-                raise _error(
-                    "column",
-                    f"name one of the columns {', '.join(COLUMNS[self.task])} of "
-                    f"the task {self.task}",
-                    repr(name),
-                )
+        self.layout.check(self.task)
         if self.encoding != AUTO:
             check_encoding(self.encoding)
         self._check_task_options()
 
+    def is_given(self, name: str) -> bool:
+        """Whether a setting differs from its default."""
+        return bool(getattr(self, name) != _DEFAULTS[name])
+
     def _check_task_options(self) -> None:
-        served = {
-            "label_columns": ("multilabel",),
-            "balance": ("classification",),
-            "augment": ("classification", "multilabel"),
-            "plain_tags": ("token-classification",),
-        }
-        default = {x.name: x.default for x in dataclasses.fields(self)}
-        for name, tasks in served.items():
-            value = getattr(self, name)
-            if value != default[name] and self.task not in tasks:
-                raise _error(
-                    name, f"be left out unless the task is {' or '.join(tasks)}", repr(value)
-                )
+        for name, tasks in _OF_TASKS.items():
+            if self.is_given(name):
+                check_used(name, getattr(self, name), self.task, tasks, op="data build")
+        if self.suspects == "drop":
+            check_used("suspects", "drop", self.task, SUSPECTS_TASKS, op="data build")
+        if self.is_given("similarity") and self.near_duplicates == "keep":
+            raise DataError(
+                "data build: similarity must be left out where near_duplicates is 'keep', which "
+                f"does not look for any; got {self.similarity!r}. Leave --similarity out."
+            )
+        if self.data_config is not None and len(self.sources) != 1:
+            raise DataError(
+                "data build: data_config must be given with one source alone, whose configuration "
+                f"it names; got {self.data_config!r} and {len(self.sources)} sources. Build each "
+                "configuration by itself."
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the settings that decide what is built, as plain values."""
@@ -157,6 +173,9 @@ class BuildConfig:
             for name, value in settings.items()
             if name not in left_out
         }
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(BuildConfig)}
 
 
 def _error(name: str, rule: str, got: str) -> DataError:

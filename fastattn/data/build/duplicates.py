@@ -1,4 +1,4 @@
-"""Rows with the same text.
+"""Rows with the same text, and questions with the same id.
 
 Texts are the same if :func:`fastattn.data.clean.text_key` says so: letter case, blanks and HTML
 line breaks do not count; in question answering context and question together, in translation
@@ -8,6 +8,34 @@ both sides.
 from __future__ import annotations
 
 from fastattn.data.build.store import Store
+from fastattn.data.readers import row_error
+from fastattn.data.tasks import repeated_id
+from fastattn.errors import DataError
+
+
+def check_ids(store: Store, bad_rows: str) -> None:
+    """Sees to questions that differ and have the id of another.
+
+    Raises:
+        DataError: there is one, and ``bad_rows`` is "stop". Otherwise all but the first of an id
+            are rejected ("invalid").
+    """
+    found = store.query(
+        "SELECT id, file, row, name, first_file, first_row FROM ("
+        "SELECT id, file, row, body, json_extract(body, '$.id') AS name,"
+        " first_value(file) OVER same AS first_file, first_value(row) OVER same AS first_row,"
+        " first_value(body) OVER same AS first_body FROM rows WHERE reason IS NULL"
+        " WINDOW same AS (PARTITION BY json_extract(body, '$.id') ORDER BY id)"
+        ") WHERE body != first_body ORDER BY id"
+    )
+    rejected = []
+    for number, file, row, name, first_file, first_row in found:
+        problem, remedy = repeated_id(name, first_file, first_row)
+        if bad_rows == "stop":
+            error = row_error(file, row, problem, remedy)
+            raise DataError(f"{error} Or use --bad-rows reject.")
+        rejected.append((number, "invalid", problem))
+    store.reject(rejected)
 
 
 def reject_duplicates(store: Store) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,11 @@ from fastattn.data.build.config import AUTO, BuildConfig
 from fastattn.data.build.encoding import detect_encoding, repair_row
 from fastattn.data.build.progress import Progress
 from fastattn.data.build.store import Store
+from fastattn.data.built import is_built
 from fastattn.data.clean import text_key
 from fastattn.data.readers import BadRow, Record, SourceFile, find_files, read_any_rows
 from fastattn.data.readers.hub import read_hub_sets
-from fastattn.data.readers.sources import SPLIT_NAMES, SUFFIXES
+from fastattn.data.readers.sources import SPLIT_NAMES, SUFFIXES, unread_files
 from fastattn.data.tasks import RowProblem, TaskRow, task_row
 from fastattn.errors import DataError
 
@@ -33,6 +35,8 @@ class Ingested(NamedTuple):
     sources: list[dict[str, Any]]  # name, sha256, bytes, encoding
     repairs: dict[str, int]
     examples: list[dict[str, Any]]  # of repairs: file, row, kind, before, after
+    unused_labels: list[str]  # that were to have other names, and that no row has
+    unread: list[str]  # files that lie beside those that were read
 
 
 class _Origin(NamedTuple):
@@ -50,7 +54,8 @@ def ingest(config: BuildConfig, store: Store, progress: Progress) -> Ingested:
     Raises:
         DataError: a source cannot be read, or a row is bad and ``bad_rows`` is "stop".
     """
-    origins = list(_origins(config))
+    unread: list[str] = []
+    origins = list(_origins(config, unread))
     totals = [origin.size for origin in origins]
     total = None if None in totals else sum(size for size in totals if size is not None)
     reader = _Reader(config, store)
@@ -62,10 +67,17 @@ def ingest(config: BuildConfig, store: Store, progress: Progress) -> Ingested:
                 advance(record.row - before)
                 before = record.row
     store.index()
-    return Ingested([x.facts for x in origins], dict(reader.repairs), reader.examples)
+    return Ingested(
+        [x.facts for x in origins],
+        dict(reader.repairs),
+        reader.examples,
+        reader.new_names.unused(),
+        unread,
+    )
 
 
-def _origins(config: BuildConfig) -> Iterator[_Origin]:
+def _origins(config: BuildConfig, unread: list[str]) -> Iterator[_Origin]:
+    """Yields what is to be read, and adds to ``unread`` what lies beside it."""
     files: list[SourceFile] = []
     for source in config.sources:
         split, _, rest = source.partition("=")
@@ -74,13 +86,25 @@ def _origins(config: BuildConfig) -> Iterator[_Origin]:
         else:
             split = ""
         path = Path(source).expanduser()
-        is_hub_id = path.suffix.lower() not in SUFFIXES and named_sources.may_be_hub_id(source)
-        if source == named_sources.PACKAGED_IMDB and not path.exists():
-            yield _packaged()
-        elif path.exists() or not is_hub_id:
-            files += find_files(path, split or None)
+        is_packaged = source == named_sources.PACKAGED_IMDB and not path.exists()
+        is_hub_name = named_sources.is_hub_name(source)
+        if split and (is_packaged or is_hub_name):
+            raise DataError(
+                "data build: a split must be said of a file or folder; got "
+                f"{split}={source}, a data set that is neither. Leave {split}= out."
+            )
+        if is_packaged:
+            yield _packaged(config)
+        elif is_hub_name:
+            sets = named_sources.download(source, config.data_config)
+            yield _hub_origin(source, sets, config)
+        elif config.data_config is not None:
+            yield _hub_origin(source, named_sources.load_copy(source, config.data_config), config)
         else:
-            yield _hub_origin(source)
+            found = find_files(path, split or None)
+            unread += [] if is_built(path) else unread_files(path, found)
+            files += found
+    _check_file_options(config, files)
     names = Counter(file.name for file in files)
     for file in files:
         # Files of one name are told apart by their folders.
@@ -89,24 +113,47 @@ def _origins(config: BuildConfig) -> Iterator[_Origin]:
         yield _file_origin(file._replace(name=name), config)
 
 
-def _hub_origin(name: str) -> _Origin:
-    sets = named_sources.download(name)
-    facts = {"name": name, "rows": {split: len(table) for split, table in sets.items()}}
-    return _Origin(name, sum(map(len, sets.values())), read_hub_sets(name, sets), facts)
+_TABLES = (".csv", ".tsv", ".tab")
+_CONLL = (".conll", ".iob", ".iob2", ".bio", ".txt")
+# Settings of how files are read: the kinds of files that they are about, and what to call these.
+_OF_FILES = {
+    "delimiter": (_TABLES, "a CSV or TSV file"),
+    "quotes": (_TABLES, "a CSV or TSV file"),
+    "token_column": (_CONLL, "a CoNLL file"),
+    "tag_column": (_CONLL, "a CoNLL file"),
+    "whole_files": ((".txt",), "a text file"),
+    "encoding": (tuple(x for x in SUFFIXES if x != ".parquet"), "a text file"),
+}
 
 
-def _packaged() -> _Origin:
-    source = named_sources.read(named_sources.PACKAGED_IMDB)
-    names = source.label_names or []
+def _check_file_options(config: BuildConfig, files: list[SourceFile]) -> None:
+    """Raises a DataError for a setting of a kind of file of which there is none."""
+    kinds = {file.path.suffix.lower() for file in files}
+    for setting, (suffixes, words) in _OF_FILES.items():
+        if config.is_given(setting) and not kinds.intersection(suffixes):
+            option = "no-quotes" if setting == "quotes" else setting.replace("_", "-")
+            raise DataError(
+                f"data build: {setting} must be left out where no source is {words}; got "
+                f"{getattr(config, setting)!r}. Leave --{option} out."
+            )
+
+
+def _hub_origin(name: str, sets: Any, config: BuildConfig) -> _Origin:
+    origin = named_sources.hub_name(name, config.data_config)
+    facts = {"name": origin, "rows": {split: len(table) for split, table in sets.items()}}
+    return _Origin(origin, sum(map(len, sets.values())), read_hub_sets(origin, sets), facts)
+
+
+def _packaged(config: BuildConfig) -> _Origin:
+    source = named_sources.read(named_sources.PACKAGED_IMDB, data_config=config.data_config)
 
     def rows() -> Iterator[tuple[str | None, Record | BadRow]]:
-        pairs = zip(source.train.texts, source.train.labels, strict=True)
-        for number, (text, label) in enumerate(pairs, start=1):
-            yield None, Record("imdb", number, {"text": text, "label": names[int(label)]})
+        for number, row in enumerate(source.sets["train"], start=1):
+            yield None, Record("imdb", number, dict(row))
 
     path = named_sources.packaged_reviews_path()
     facts = {"name": "imdb", "sha256": _scan(path).sha256, "bytes": path.stat().st_size}
-    return _Origin("imdb", len(source.train.texts), rows(), facts)
+    return _Origin("imdb", len(source.sets["train"]), rows(), facts)
 
 
 def _file_origin(file: SourceFile, config: BuildConfig) -> _Origin:
@@ -126,9 +173,9 @@ def _file_origin(file: SourceFile, config: BuildConfig) -> _Origin:
     if encoding:
         facts["encoding"] = encoding
     options = config.read_options(encoding or "utf-8")
-    required = [*config.layout.required(config.task)]
+    required = config.layout.required(config.task)
     if config.group_column:
-        required.append(config.group_column)
+        required[config.group_column] = "--group-column"
     rows = ((file.split, row) for row in read_any_rows(file, config.task, options, required))
     size = _parquet_rows(file) if file.path.suffix.lower() == ".parquet" else scan.lines
     return _Origin(file.name, size, rows, facts)
@@ -171,12 +218,30 @@ def _parquet_rows(file: SourceFile) -> int | None:
         return None  # the reader says what is wrong with it
 
 
+class _NewNames(dict[str, str]):
+    """New names of labels, which remember the labels that were looked up."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        super().__init__(names)
+        self._seen: set[str] = set()
+
+    def get(self, label: str, default: Any = None) -> Any:
+        if label in self:
+            self._seen.add(label)
+        return super().get(label, default)
+
+    def unused(self) -> list[str]:
+        """Returns the labels that were never looked up."""
+        return [label for label in self if label not in self._seen]
+
+
 class _Reader:
     """Turns records into rows of the task and puts them into the store."""
 
     def __init__(self, config: BuildConfig, store: Store) -> None:
         self._config = config
-        self._layout = config.layout
+        self.new_names = _NewNames(config.labels)
+        self._layout = dataclasses.replace(config.layout, labels=self.new_names)
         self._store = store
         self.repairs: Counter[str] = Counter()
         self.examples: list[dict[str, Any]] = []

@@ -13,7 +13,9 @@ from fastattn.data.build.ingest import Ingested
 from fastattn.data.build.output import Written
 from fastattn.data.build.store import Store
 from fastattn.data.built import REPORT_FILE, REPORT_PAGE
+from fastattn.data.labels import alike_labels, joined_labels
 from fastattn.data.readers.record import shorten
+from fastattn.data.sources import not_read
 
 _EXAMPLES = 10
 _SUSPECTS = 25
@@ -85,20 +87,17 @@ def make_report(
         "padding": padding,
         "settings": config.as_dict(),
     }
-    report["warnings"] = _warnings(report)
+    report["warnings"] = _warnings(report, read)
     return report
 
 
 def _balance(config: BuildConfig, labels: dict[str, int]) -> dict[str, Any]:
     ratio = max(labels.values()) / min(labels.values()) if labels else 1.0
-    folded: dict[str, list[str]] = {}
-    for label in labels:
-        folded.setdefault(" ".join(label.casefold().split()), []).append(label)
     return {
         "action": config.balance,
         "largest_to_smallest": round(ratio, 2),
         "imbalanced": ratio > IMBALANCED,
-        "alike_labels": [names for names in folded.values() if len(names) > 1],
+        "alike_labels": alike_labels(labels),
     }
 
 
@@ -142,7 +141,7 @@ def _pair(pair: dict[str, Any]) -> dict[str, Any]:
 
 def _suspects(store: Store) -> list[dict[str, Any]]:
     sql = (
-        "SELECT file, row, answer, detail, suspicion, body FROM rows"
+        "SELECT file, row, suspect, detail, suspicion, body FROM rows"
         " WHERE suspicion IS NOT NULL ORDER BY suspicion, file, row LIMIT ?"
     )
     return [
@@ -198,7 +197,7 @@ def _extremes(store: Store) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _warnings(report: dict[str, Any]) -> list[str]:
+def _warnings(report: dict[str, Any], read: Ingested) -> list[str]:
     """What a person should look at first, worst first."""
     warnings = []
     rejected, total = report["rejected"], report["rows_read"]
@@ -229,6 +228,19 @@ def _warnings(report: dict[str, Any]) -> list[str]:
         )
     for names in balance["alike_labels"]:
         warnings.append(f"Labels that differ by letter case alone: {', '.join(names)}.")
+    names, separator = [*report["labels"].get("train", {})], report["settings"]["label_separator"]
+    joined = joined_labels(names, separator) if report["task"] == "multilabel" else None
+    if joined is not None:
+        warnings.append(
+            f"The label {joined!r} seems to be several; --label-separator says what is between."
+        )
+    if read.unread:
+        note = not_read(read.unread)
+        warnings.append(f"{note[0].upper()}{note[1:]}.")
+    if read.unused_labels:
+        warnings.append(
+            f"No row has a label that --label-map names: {', '.join(read.unused_labels)}."
+        )
     if report["padding"]["rows_cut"]:
         share = report["padding"]["rows_cut"] / report["padding"]["rows_measured"]
         warnings.append(

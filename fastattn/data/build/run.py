@@ -12,8 +12,8 @@ from typing import Any
 import fastattn
 from fastattn.data.build import near, padding, suspects
 from fastattn.data.build.assign import SPLITS, Assigned, assign, read_columns
-from fastattn.data.build.config import BuildConfig
-from fastattn.data.build.duplicates import reject_duplicates
+from fastattn.data.build.config import SUSPECTS_TASKS, BuildConfig
+from fastattn.data.build.duplicates import check_ids, reject_duplicates
 from fastattn.data.build.folder import WORK, check_output, recover, staging
 from fastattn.data.build.ingest import Ingested, compared_text, ingest
 from fastattn.data.build.output import (
@@ -50,6 +50,8 @@ def build(config: BuildConfig) -> dict[str, Any]:
     progress = Progress(config.progress)
     with staging(output) as folder, _store(folder / WORK / "rows.sqlite") as store:
         read = ingest(config, store, progress)
+        if config.task == "question-answering":
+            check_ids(store, config.bad_rows)
         reject_duplicates(store)
         _check_rows(store)
         doubts = _suspects(config, store, progress)
@@ -85,7 +87,7 @@ def require_libraries(config: BuildConfig) -> None:
 
 
 def _looks_at_labels(config: BuildConfig) -> bool:
-    return config.task == "classification" and config.suspects != "off"
+    return config.task in SUSPECTS_TASKS and config.suspects != "off"
 
 
 @contextmanager

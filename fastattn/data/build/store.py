@@ -24,7 +24,8 @@ CREATE TABLE rows (
     words INTEGER,
     reason TEXT,              -- why it is rejected; NULL while it is kept
     detail TEXT,
-    suspicion REAL            -- probability that a model gives the label, where it is suspicious
+    suspicion REAL,           -- probability that a model gives the label, where it is suspicious
+    suspect TEXT              -- the label in question; detail: the one that the model prefers
 );
 """
 
@@ -110,10 +111,11 @@ class Store:
             "UPDATE rows SET reason = ?2, detail = ?3 WHERE id = ?1", list(rejected)
         )
 
-    def suspect(self, suspects: Iterable[tuple[int, float, str]]) -> None:
-        """Notes what a model thinks of labels: (id, probability, the label it prefers)."""
+    def suspect(self, suspects: Iterable[tuple[int, float, str, str]]) -> None:
+        """Notes what a model thinks of labels: (id, probability, label, the one it prefers)."""
         self._connection.executemany(
-            "UPDATE rows SET suspicion = ?2, detail = ?3 WHERE id = ?1", list(suspects)
+            "UPDATE rows SET suspicion = ?2, suspect = ?3, detail = ?4 WHERE id = ?1",
+            list(suspects),
         )
 
     def query(self, sql: str, *values: Any) -> Iterator[tuple[Any, ...]]:

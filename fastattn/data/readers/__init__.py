@@ -12,7 +12,7 @@ except for ``.json`` documents, which have no rows that could be read one by one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,14 @@ from fastattn.data.readers.conll import read_conll
 from fastattn.data.readers.json_files import read_json, read_json_lines
 from fastattn.data.readers.lines import read_lines
 from fastattn.data.readers.parquet import read_parquet
-from fastattn.data.readers.record import BadRow, ReadOptions, Record, row_error, strict
+from fastattn.data.readers.record import (
+    NOTHING_REQUIRED,
+    BadRow,
+    ReadOptions,
+    Record,
+    row_error,
+    strict,
+)
 from fastattn.data.readers.sources import SourceFile, find_files, split_of
 from fastattn.data.readers.tables import read_table
 from fastattn.errors import DataError
@@ -46,7 +53,7 @@ def read_rows(
     source: str | Path,
     task: str = "classification",
     options: ReadOptions = DEFAULT_OPTIONS,
-    required: Sequence[str] = (),
+    required: Mapping[str, str] = NOTHING_REQUIRED,
 ) -> Iterator[Record]:
     """Yields the rows of a file or folder (:func:`find_files`), all of its splits.
 
@@ -61,13 +68,13 @@ def read_any_rows(
     file: SourceFile,
     task: str = "classification",
     options: ReadOptions = DEFAULT_OPTIONS,
-    required: Sequence[str] = (),
+    required: Mapping[str, str] = NOTHING_REQUIRED,
 ) -> Iterator[Record | BadRow]:
     """Yields the rows of one file; those that cannot be read as :class:`BadRow`.
 
     Args:
         task: "token-classification" reads ``.txt`` files as CoNLL; the others as lines of text.
-        required: columns that a table must have.
+        required: columns that a table must have, and the option that names each of them.
 
     Raises:
         DataError: the file as a whole cannot be read.

@@ -103,7 +103,7 @@ def _squad_rows(name: str, articles: list[Any]) -> Iterator[Record | BadRow]:
                 for question in paragraph["qas"]:
                     number += 1
                     yield _checked(name, number, _squad_row(article, paragraph, question))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"data: {name} must have paragraphs with a context and qas in each article, as "
                 f"SQuAD; got {type(error).__name__} {error} in article {place}, after question "

@@ -73,7 +73,7 @@ def _wide_lines(path: Path, name: str, encoding: str) -> Iterator[str]:
     except UnicodeError as error:
         raise DataError(
             f"data: {name} must be {encoding.upper()} text; got {error} near row {number:,}. "
-            "Save it as UTF-8, or name its encoding with --encoding."
+            "Save it as UTF-8, or name its encoding with `fastattn data build --encoding`."
         ) from error
 
 
@@ -94,7 +94,7 @@ def byte_problem(text: str, encoding: str) -> tuple[str, str] | None:
         return (
             f"a text must hold no NUL byte; got one at position {text.index(chr(0))} of the row",
             "Remove it; if every second byte is one, the file is UTF-16 without a byte order "
-            "mark: use --encoding utf-16-le.",
+            "mark: save it as UTF-8, or use `fastattn data build --encoding utf-16-le`.",
         )
     byte = bad_byte(text)
     if byte is None:
@@ -106,7 +106,7 @@ def byte_problem(text: str, encoding: str) -> tuple[str, str] | None:
         )
     return (
         f"a text must be {encoding.upper()}; got byte 0x{byte:02x}",
-        "Save the file as UTF-8, or name its encoding with --encoding.",
+        "Save the file as UTF-8, or name its encoding with `fastattn data build --encoding`.",
     )
 
 

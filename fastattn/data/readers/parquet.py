@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fastattn.data.readers.record import BadRow, ReadOptions, Record
+from fastattn.data.readers.record import (
+    NOTHING_REQUIRED,
+    BadRow,
+    ReadOptions,
+    Record,
+    check_columns,
+)
 from fastattn.errors import DataError
 
 _BATCH = 1024  # rows decoded at once
 
 
 def read_parquet(
-    path: Path, name: str, options: ReadOptions, required: Sequence[str] = ()
+    path: Path, name: str, options: ReadOptions, required: Mapping[str, str] = NOTHING_REQUIRED
 ) -> Iterator[Record | BadRow]:
     """Yields the rows.
 
@@ -30,14 +36,7 @@ def read_parquet(
         ) from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            columns = file.schema_arrow.names
-            missing = [column for column in required if column not in columns]
-            if missing:
-                raise DataError(
-                    f"data: {name} must have a column {missing[0]!r}; got none. Its columns are: "
-                    f"{', '.join(columns)}. Name the one that is meant with "
-                    f"--column {missing[0]}=COLUMN."
-                )
+            check_columns(name, file.schema_arrow.names, required)
             number = 0
             for batch in file.iter_batches(batch_size=_BATCH):
                 for fields in batch.to_pylist():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +15,10 @@ class Record(NamedTuple):
     file: str  # for messages: the file as it was named, or its path inside the folder
     row: int  # the line it starts on; in Parquet, JSON and Hub data sets its number, from 1
     fields: dict[str, Any]
+
+
+# Of the columns of a table; see check_columns.
+NOTHING_REQUIRED: Mapping[str, str] = {}
 
 
 class BadRow(NamedTuple):
@@ -62,6 +66,24 @@ def strict(rows: Iterable[Record | BadRow]) -> Iterator[Record]:
         if isinstance(row, BadRow):
             raise row.error()
         yield row
+
+
+def check_columns(
+    name: str, columns: Sequence[str], required: Mapping[str, str], hint: str | None = None
+) -> None:
+    """Raises a DataError unless a table has the columns that are required.
+
+    Args:
+        name: of the file, for the message.
+        required: columns, and the option that names another one in each one's place. ``a.b`` is
+            there if ``a`` is, which may hold objects.
+        hint: what to do if there is something likelier than a column of another name.
+    """
+    for column, option in required.items():
+        if column not in columns and column.partition(".")[0] not in columns:
+            there = ", ".join(filter(None, columns)) or "(none)"
+            advice = hint or f"Its columns are: {there}. Name the one that is meant with {option}."
+            raise DataError(f"data: {name} must have a column {column!r}; got none. {advice}")
 
 
 def shorten(value: Any, length: int = 80) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
+# What ends the names of the parts of a split, as the Hub has them: train-00000-of-00002.parquet.
+_PART = re.compile(r"-\d+-of-\d+$")
 SUFFIXES = (
     *(".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet"),
     *(".conll", ".iob", ".iob2", ".bio", ".txt"),
@@ -32,7 +35,8 @@ class SourceFile(NamedTuple):
 
 def split_of(name: str) -> str | None:
     """Returns the split that a name stands for, None if it stands for none."""
-    return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
+    name = _PART.sub("", name.lower())
+    return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
 
 
 def find_files(source: str | Path, split: str | None = None) -> list[SourceFile]:
@@ -40,15 +44,26 @@ def find_files(source: str | Path, split: str | None = None) -> list[SourceFile]
 
     Args:
         source: a file, or a folder. In a folder, files and folders named ``train``,
-            ``validation`` (``valid``, ``val``, ``dev``) or ``test`` are those splits, and
-            a folder of text files is a class of its name, as in ``train/pos/7.txt``. Text files
-            beside no other data are texts without a label. Names that begin with a dot are not
-            read, nor are files of other kinds.
+            ``validation`` (``valid``, ``val``, ``dev``) or ``test`` are those splits (also in
+            parts, as in ``train-00000-of-00002.parquet``), and a folder of text files is a class of
+            its name, as in ``train/pos/7.txt``. Text files beside no other data are texts without a
+            label. Names that begin with a dot are not read, nor are files of other kinds.
         split: what all of it is, if the caller knows.
 
     Raises:
-        DataError: it is not there, there is nothing in it to read, or the splits are unclear.
+        DataError: it is not there or may not be read, there is nothing in it to read, or the splits
+            are unclear.
     """
+    try:
+        return _find(source, split)
+    except OSError as error:
+        raise DataError(
+            f"data: {source} must be readable; got {error.strerror or error}. "
+            "Check its permissions."
+        ) from error
+
+
+def _find(source: str | Path, split: str | None) -> list[SourceFile]:
     path = Path(source).expanduser()
     if path.is_file():
         _check_suffix(path)
@@ -69,6 +84,21 @@ def find_files(source: str | Path, split: str | None = None) -> list[SourceFile]
     return found
 
 
+def unread_files(source: str | Path, found: Sequence[SourceFile]) -> list[str]:
+    """Returns the names of files with rows that lie in a folder beside those that were found."""
+    path = Path(source).expanduser()
+    read = {file.path for file in found}
+    entries = sorted(path.iterdir()) if path.is_dir() else []
+    return [
+        entry.name
+        for entry in entries
+        if entry not in read
+        and entry.is_file()
+        and _is_data(entry)
+        and not entry.name.startswith(".")
+    ]
+
+
 def _check_suffix(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(
@@ -82,6 +112,7 @@ def _in_folder(folder: Path, name: str, split: str | None) -> Iterator[SourceFil
     files = [entry for entry in entries if entry.is_file() and _is_data(entry)]
     tables = [file for file in files if file.suffix.lower() != ".txt"]
     named = [file for file in files if split_of(file.stem)]
+    _check_one_file_a_split(named, name)
     # Beside train.csv, a README.txt or labels.csv holds no rows.
     for file in named or tables:
         yield SourceFile(file, f"{name}/{file.name}", split or split_of(file.stem))
@@ -92,6 +123,20 @@ def _in_folder(folder: Path, name: str, split: str | None) -> Iterator[SourceFil
     for entry in entries:
         if entry.is_dir():
             yield from _in_subfolder(entry, f"{name}/{entry.name}", split)
+
+
+def _check_one_file_a_split(named: list[Path], folder: str) -> None:
+    """Raises a DataError where it is not clear which file is a split."""
+    of_splits: dict[str | None, list[Path]] = {}
+    for file in named:
+        of_splits.setdefault(split_of(file.stem), []).append(file)
+    for split, files in of_splits.items():
+        if len(files) > 1 and not all(_PART.search(file.stem) for file in files):
+            raise DataError(
+                f"data: {folder} must hold at most one {split} file; got "
+                f"{', '.join(file.name for file in files)}. Leave one of them there, or number the "
+                f"parts of one, as in {split}-00000-of-00002.jsonl."
+            )
 
 
 def _in_subfolder(folder: Path, name: str, split: str | None) -> Iterator[SourceFile]:
@@ -120,6 +165,6 @@ def _check_one_meaning(files: list[SourceFile], source: str | Path) -> None:
     if with_split and without:
         raise DataError(
             f"data: either all or no files of {source} must be named for a split; got "
-            f"{with_split[0].name} and {without[0].name}. Give the files one by one, as in "
-            "train=FILE."
+            f"{with_split[0].name} and {without[0].name}. Name all of them so, or give the files "
+            "one by one, as in `fastattn data build train=FILE test=FILE`."
         )

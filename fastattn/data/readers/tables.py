@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fastattn.data.readers.lines import byte_problem, decoded_lines, printable
-from fastattn.data.readers.record import BadRow, ReadOptions, Record
+from fastattn.data.readers.record import (
+    NOTHING_REQUIRED,
+    BadRow,
+    ReadOptions,
+    Record,
+    check_columns,
+)
 from fastattn.errors import DataError
 
 # What people type where a shell has no tab.
@@ -18,12 +24,12 @@ LONGEST_CELL = 16 * 2**20
 
 
 def read_table(
-    path: Path, name: str, options: ReadOptions, required: Sequence[str] = ()
+    path: Path, name: str, options: ReadOptions, required: Mapping[str, str] = NOTHING_REQUIRED
 ) -> Iterator[Record | BadRow]:
     """Yields the rows of a table whose first row names its columns. Blank lines are no rows.
 
     Args:
-        required: columns that must be there.
+        required: columns that must be there, see :func:`check_columns`.
 
     Raises:
         DataError: there is no header, it names a column twice or lacks one, or a quote is
@@ -46,8 +52,8 @@ def read_table(
                 name,
                 start,
                 f"a row must have {len(header)} cells, as the header has; got {len(cells)}",
-                "Quote the texts that hold a delimiter, a quote or a line break, or name the "
-                "delimiter with --delimiter.",
+                "Quote the texts that hold a delimiter, a quote or a line break, or name another "
+                "delimiter with `fastattn data build --delimiter`.",
                 rows.content(),
             )
         else:
@@ -117,21 +123,30 @@ class _Rows:
             raise DataError(
                 f"data: {self._name}, row {start:,}: a cell must end with a quote if it begins "
                 f"with one, and have at most {LONGEST_CELL >> 20} Mi characters; got no quote up "
-                f"to row {self._reader.line_num:,}. Close the quote, or use --no-quotes if quotes "
-                "mean nothing in this file."
+                f"to row {self._reader.line_num:,}. Close the quote, or, if quotes mean nothing in "
+                "this file, read it with `fastattn data build --no-quotes`."
+            )
+        if "new-line character" in error:
+            return BadRow(
+                self._name,
+                start,
+                "a line must end with a line feed; got a carriage return alone in it",
+                "Save the file with the line ends of today's editors, or quote the texts that "
+                "hold line breaks.",
+                self.content(),
             )
         return BadRow(
             self._name,
             start,
             f"a row must be made of whole cells; got {error}",
-            "Double the quotes inside a quoted text, or use --no-quotes if quotes mean nothing in "
-            "this file.",
+            "Double the quotes inside a quoted text, or, if quotes mean nothing in this file, read "
+            "it with `fastattn data build --no-quotes`.",
             self.content(),
         )
 
 
 def _check_header(
-    header: Sequence[str], name: str, delimiter: str, required: Sequence[str]
+    header: Sequence[str], name: str, delimiter: str, required: Mapping[str, str]
 ) -> None:
     twice = [column for column in header if column and header.count(column) > 1]
     if twice:
@@ -139,14 +154,11 @@ def _check_header(
             f"data: the columns of {name} must have different names; got {twice[0]!r} "
             f"{header.count(twice[0])} times. Rename all but one of them in its first row."
         )
-    missing = [column for column in required if column not in header]
-    if not missing:
-        return
     other = [x for x in (",", "\t", ";", "|") if x != delimiter and x in header[0]]
     hint = (
-        f"The first row seems to be separated by {other[0]!r}: use --delimiter."
+        f"The first row seems to be separated by {other[0]!r}: name it with `fastattn data build "
+        f"--delimiter`, or save the file with {delimiter!r}."
         if len(header) == 1 and other
-        else f"Its columns are: {', '.join(filter(None, header))}. Name the one that is meant with "
-        f"--column {missing[0]}=COLUMN."
+        else None
     )
-    raise DataError(f"data: {name} must have a column {missing[0]!r}; got none. {hint}")
+    check_columns(name, header, required, hint)

@@ -24,6 +24,15 @@ _TASKS = {
     "translation": ("translation", "Translation"),
 }
 TASK_NAMES = tuple(_TASKS)
+# Data that comes with fastattn or from PyPI, by its names for --data; the one without --data first.
+PACKAGED = {
+    "classification": ("imdb", "peptides"),
+    "multilabel": ("messages",),
+    "token-classification": ("news",),
+    "question-answering": ("passages",),
+    "masked-lm": ("imdb",),
+    "translation": ("english-german",),
+}
 
 
 def get_task(name: str) -> Task:

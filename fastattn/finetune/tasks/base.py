@@ -99,6 +99,19 @@ class Task(ABC):
     trainer_class: ClassVar[type[Trainer]] = Trainer
     arguments_class: ClassVar[type[TrainingArguments]] = TrainingArguments
 
+    def check(self, config: FinetuneConfig) -> None:
+        """Raises a ValueError for a setting that this task does not use or cannot serve."""
+        if config.label_smoothing > 0 and not self.can_smooth_labels:
+            raise ValueError(
+                f"finetune: label_smoothing must be 0 for the task {self.name}, whose labels are "
+                f"not single classes; got {config.label_smoothing!r}. Leave --label-smoothing out."
+            )
+        if config.augment > 0 and self.augmented_field is None:
+            raise ValueError(
+                f"finetune: augment must be 0 for the task {self.name}, whose labels depend on "
+                f"single words; got {config.augment!r}. Leave --augment out."
+            )
+
     @abstractmethod
     def load_data(self, config: FinetuneConfig) -> TaskData:
         """Reads and splits the data.
@@ -127,8 +140,12 @@ class Task(ABC):
         """Returns what computes the metrics of predictions for one set, ``metric`` among them."""
 
     @abstractmethod
-    def baseline(self, data: TaskData) -> Baseline:
-        """Scores an answer that needs no model, learned from ``train``, on ``test``."""
+    def baseline(self, data: TaskData, test: Encoded) -> Baseline:
+        """Scores an answer that needs no model, learned from ``train``, on ``test``.
+
+        Args:
+            test: the features of the test set, for scores that are of features.
+        """
 
     @abstractmethod
     def usage(self, folder: Path) -> str:

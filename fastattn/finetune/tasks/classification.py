@@ -41,11 +41,13 @@ class Classification(Task):
     auto_model = AutoModelForSequenceClassification
 
     def load_data(self, config: FinetuneConfig) -> TaskData:
-        data = config.data or PACKAGED_IMDB
+        data = config.packaged_data() or config.data or ""
         splits = load(
             data,
             text_column=config.text_column,
             label_column=config.label_column,
+            column=config.column,
+            data_config=config.data_config,
             split_seed=config.split_seed,
             **config.sizes(_PACKAGED_SIZES if data == PACKAGED_IMDB else {}),
         )
@@ -72,7 +74,7 @@ class Classification(Task):
     def scorer(self, encoded: Encoded, tokenizer: Any) -> Scorer:
         return _scores
 
-    def baseline(self, data: TaskData) -> Baseline:
+    def baseline(self, data: TaskData, test: Encoded) -> Baseline:
         # The commonest class of the test set itself: no answer without reading does better.
         commonest = max(Counter(row["label"] for row in data.test).values())
         return Baseline(commonest / len(data.test), "always the commonest class")

@@ -39,7 +39,7 @@ from fastattn.finetune.tasks.base import (
     TaskData,
     features_of,
 )
-from fastattn.finetune.tasks.rows import read_rows, split_rows
+from fastattn.finetune.tasks.rows import read_data, split_rows
 
 # Classes with a head for masked tokens.
 _HEADS = ("ForMaskedLM", "ForPreTraining")
@@ -129,13 +129,9 @@ class MaskedLM(Task):
 
     def load_data(self, config: FinetuneConfig) -> TaskData:
         self._config = config
-        if (config.data or PACKAGED_IMDB) == PACKAGED_IMDB:
+        if config.packaged_data():
             return _packaged_reviews(config)
-        columns = dict(config.column)
-        if config.text_column is not None:
-            columns["text"] = config.text_column
-        found = read_rows(self.name, config.data or "", columns)
-        return split_rows(found, config, lambda row: row["text"])
+        return split_rows(read_data(config), config, lambda row: row["text"])
 
     def load_tokenizer(self, source: str, data: TaskData, config: FinetuneConfig) -> Any:
         tokenizer = super().load_tokenizer(source, data, config)
@@ -207,11 +203,10 @@ class MaskedLM(Task):
     def scorer(self, encoded: Encoded, tokenizer: Any) -> Scorer:
         return _accuracy_and_perplexity
 
-    def baseline(self, data: TaskData) -> Baseline:
+    def baseline(self, data: TaskData, test: Encoded) -> Baseline:
         # The commonest of the masked tokens themselves: no answer without reading does better.
-        encoded = self.encode(data.test, self._tokenizer, self._config)
         collator = self.collator(self._tokenizer, None).with_seed(self._config.seed)
-        labels = (collator.mask(feature)["labels"] for feature in encoded.features)
+        labels = (collator.mask(feature)["labels"] for feature in test.features)
         counts = Counter(label for row in labels for label in row if label != IGNORED_LABEL)
         (token, count) = counts.most_common(1)[0]
         word = self._tokenizer.convert_ids_to_tokens(token)

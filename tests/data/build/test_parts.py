@@ -134,6 +134,76 @@ def test_suspicious_labels(built: Build, action: str) -> None:
     assert len(found & wrong) >= 10 and len(found - wrong) <= 3
 
 
+@pytest.mark.parametrize("action", ["flag", "drop"])
+def test_suspicious_labels_of_several(built: Build, action: str) -> None:
+    """Half of the rows are good, a third are odd; of each kind some have the label wrong."""
+    pytest.importorskip("cleanlab")
+    rows: list[dict[str, Any]] = []
+    for i, row in enumerate(reviews(300)):
+        odd = ["odd"] if i % 3 == 0 else []
+        text = f"{row['text']} {'strange peculiar' if odd else 'usual ordinary'} {i}"
+        rows.append({"text": text, "labels": [*odd, *(["good"] if row["label"] == "good" else [])]})
+    chance = random.Random(0)
+    wrong = set(chance.sample(range(300), 12))
+    for i in wrong:
+        rows[i]["labels"] = sorted({*rows[i]["labels"]} ^ {chance.choice(["good", "odd"])})
+    result = built(rows, task="multilabel", suspects=action)
+    facts = result.report["suspects"]
+    assert facts["checked"] == 300 and facts["model_accuracy"] > 0.9
+    if action == "flag":
+        found = {row["row"] - 1 for row in facts["rows"]}
+        row = facts["rows"][0]
+        assert {row["label"], row["model_prefers"]} in (
+            {"good", "without good"}, {"odd", "without odd"}
+        )  # fmt: skip
+    else:
+        found = {row - 1 for row, reason in result.reasons if reason == "suspicious_label"}
+    assert len(found & wrong) >= 10 and len(found - wrong) <= 3
+
+
+@pytest.mark.parametrize("action", ["flag", "drop"])
+def test_suspicious_tags(built: Build, action: str) -> None:
+    pytest.importorskip("cleanlab")
+    people, places = ["Ann", "Bob", "Eve", "Ivo"], ["Rome", "Oslo", "Lima", "Bern"]
+    rows: list[dict[str, Any]] = []
+    for i, row in enumerate(reviews(200)):
+        rest = row["text"].split()
+        words = ["Then", people[i % 4], "went", "to", places[i // 4 % 4]]
+        tags = ["O", "B-PER", "O", "O", "B-LOC"]
+        if i % 5 < 2:  # a name that may be either, so that the model is not as sure of all names
+            words, tags = [f"Q{i * 7919:x}"], [("B-PER", "B-LOC")[i % 5]]
+        rows.append({"tokens": [*words, *rest], "tags": [*tags, *["O"] * len(rest)]})
+    wrong = set(random.Random(0).sample([i for i in range(200) if i % 5 > 1], 8))
+    for i in wrong:
+        rows[i]["tags"][1] = "B-LOC"
+    result = built(rows, task="token-classification", suspects=action)
+    facts = result.report["suspects"]
+    assert facts["checked"] == 200 and facts["model_accuracy"] > 0.95
+    if action == "flag":
+        found = {row["row"] - 1 for row in facts["rows"]}
+        row = facts["rows"][0]
+        assert row["label"].split("/")[1] == "B-LOC" and row["model_prefers"] == "B-PER"
+    else:
+        found = {row - 1 for row, reason in result.reasons if reason == "suspicious_label"}
+    assert len(found & wrong) >= 7 and len(found - wrong) <= 2
+
+
+def test_texts_without_words_have_no_suspicious_labels(built: Build) -> None:
+    pytest.importorskip("cleanlab")
+    rows = [{"text": " ".join(f"{i:08b}"), "label": "ab"[i % 2]} for i in range(60)]
+    facts = built(rows, suspects="flag", near_duplicates="keep").report["suspects"]
+    assert (facts["checked"], facts["why_not"][:23]) == (0, "the texts have no words")
+
+
+def test_a_tag_that_is_rare_everywhere_is_left_out(built: Build) -> None:
+    pytest.importorskip("cleanlab")
+    sentences = [row["text"].split() for row in reviews(30)]
+    rows = [{"tokens": words, "tags": ["O"] * len(words)} for words in sentences]
+    rows[0]["tags"][0] = "B-X"
+    facts = built(rows, task="token-classification", suspects="flag").report["suspects"]
+    assert facts["why_not"] == "fewer than two classes of five rows"
+
+
 SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"task": "ner"}, r"task must be one of classification, .*; got 'ner'"),
     ({"sources": []}, r"sources must name at least one file"),
@@ -167,6 +237,20 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"label_columns": ("a",)}, r"label_columns must be left out unless the task is multilabel"),
     ({"plain_tags": True}, r"plain_tags must be left out unless the task is token"),
+    ({"label_separator": ";"}, r"label_separator must be left out unless the task is multilabel"),
+    ({"tag_column": 1}, r"tag_column must be left out unless the task is token-classification"),
+    (
+        {"task": "translation", "whole_files": True},
+        r"whole_files must be left out unless .*; got True for the task translation",
+    ),
+    (
+        {"task": "question-answering", "labels": {"a": "b"}},
+        r"label_map must be left out unless the task is classification or multilabel or token",
+    ),
+    ({"task": "masked-lm", "suspects": "drop"}, r"suspects must be left out unless the task is"),
+    ({"similarity": 0.9, "near_duplicates": "keep"}, r"similarity must be left out where near_dup"),
+    ({"sources": ["a", "b"], "data_config": "x"}, r"data_config must be given with one source"),
+    ({"sources": [" "]}, r"sources must name at least one file.*; got an empty name"),
 ]
 
 

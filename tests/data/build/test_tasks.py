@@ -101,6 +101,20 @@ def test_an_answer_that_is_not_there(built: Build, tmp_path: Path) -> None:
     ]
 
 
+def test_questions_with_one_id(built: Build, tmp_path: Path) -> None:
+    path = tmp_path / "squad.json"
+    document = squad(20)
+    paragraphs = document["data"][0]["paragraphs"]
+    paragraphs[1]["qas"][1]["id"] = "0-0"
+    paragraphs[0]["qas"].append(paragraphs[0]["qas"][1])  # the same question again is a duplicate
+    path.write_text(json.dumps(document), encoding="utf-8")
+    message = r"squad.json, row 7: a question must have an id of its own; got '0-0', which row 1 of"
+    with pytest.raises(DataError, match=message + r" squad.json has .* Or use --bad-rows reject"):
+        built([str(path)], task="question-answering")
+    result = built([str(path)], task="question-answering", bad_rows="reject")
+    assert result.reasons == [(5, "duplicate"), (7, "invalid")]
+
+
 def test_a_repaired_context_keeps_its_answers(built: Build) -> None:
     rows = [
         {"context": row["text"], "question": "Who?", "answers": {"text": [], "answer_start": []}}

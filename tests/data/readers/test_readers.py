@@ -89,23 +89,25 @@ def test_columns_without_a_name_are_left_out(tmp_path: Path) -> None:
     assert rows_of(path) == [(2, {"text": "a"})]
 
 
+TEXT = {"text": "--column text=COLUMN"}
 BAD_FILES = {
     "empty.csv": (b"", r"empty.csv must begin with a row of column names; got an empty file"),
     "twice.csv": (b"text,label,text\n", r"must have different names; got 'text' 2 times. Rename"),
     "comma.tsv": (b"text,label\na,1\n", r"must have a column 'text'; got none. The first row "
-                  r"seems to be separated by ',': use --delimiter"),
+                  r"seems to be separated by ',': name it with `fastattn data build --delimiter`"),
     "other.csv": (b"body,label\na,1\n", r"'text'; got none. Its columns are: body, label. Name the "
                   r"one that is meant with --column text=COLUMN"),
     "open.csv": (b'text,label\na,1\n"b,2\nc,3\n', r"open.csv, row 3: a cell must end with a quote "
-                 r"if it begins with one.* up to row 4. Close the quote, or use --no-quotes"),
+                 r"if it begins with one.* up to row 4. Close the quote, .*`fastattn data build "
+                 r"--no-quotes`"),
     "ragged.csv": (b"text,label\na,1\nb,2,3\n", r"ragged.csv, row 3: a row must have 2 cells, as "
                    r"the header has; got 3. Quote the texts"),
     "quote.csv": (b'text,label\n"a"b,1\n', r"quote.csv, row 2: a row must be made of whole cells; "
                   r".*Double the quotes"),
     "nul.csv": (b"text,label\na\0,1\n", r"nul.csv, row 2: a text must hold no NUL byte; got one at "
-                r"position 1 .* --encoding utf-16-le"),
+                r"position 1 .*`fastattn data build --encoding utf-16-le`"),
     "latin.csv": (b"text,label\na,1\ncaf\xe9,1\n", r"latin.csv, row 3: a text must be UTF-8; got "
-                  r"byte 0xe9. Save the file as UTF-8, or name its encoding with --encoding"),
+                  r"byte 0xe9. Save the file as UTF-8, or .*`fastattn data build --encoding`"),
     "header.csv": (b"t\xe9xt,label\n", r"header.csv, row 1: a text must be UTF-8"),
     "latin.jsonl": (b'{"text": "a"}\n{"text": "\xe9"}\n', r"latin.jsonl, row 2: .* byte 0xe9"),
     "broken.jsonl": (b'{"text": "a"}\n{"text": \n', r"broken.jsonl, row 2: each line must be a "
@@ -129,14 +131,14 @@ def test_a_bad_file_gets_a_message(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
-        list(read_rows(path, required=["text"] if path.suffix in (".csv", ".tsv") else []))
+        list(read_rows(path, required=TEXT if path.suffix in (".csv", ".tsv") else {}))
 
 
 def test_a_parquet_file_must_have_the_columns(tmp_path: Path) -> None:
     pd = pytest.importorskip("pandas")
     pd.DataFrame({"body": ["a"]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a.parquet must have a column 'text'; .* are: body. Name"):
-        list(read_rows(tmp_path / "a.parquet", required=["text"]))
+        list(read_rows(tmp_path / "a.parquet", required=TEXT))
 
 
 def test_bad_rows_do_not_end_the_file(tmp_path: Path) -> None:
@@ -237,6 +239,11 @@ def test_squad(tmp_path: Path) -> None:
         },
     )
     assert second[1]["answers"] == {"text": [], "answer_start": []}
+    paragraph["qas"] = ["Who?"]
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(DataError, match=r"as SQuAD; got AttributeError .* in article 0, after"):
+        rows_of(path, task="question-answering")
+    paragraph["qas"] = [question]
     del question["question"]
     path.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(DataError, match=r"as SQuAD; got KeyError 'question' in article 0, after"):

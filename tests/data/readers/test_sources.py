@@ -36,6 +36,21 @@ def test_files_of_splits(tmp_path: Path) -> None:
     ]
 
 
+def test_parts_of_splits_as_the_hub_has_them(tmp_path: Path) -> None:
+    names = ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-0-of-1.jsonl")
+    assert found(tmp_path, *names) == [
+        ("data/test-0-of-1.jsonl", "test", None),
+        ("data/train-00000-of-00002.parquet", "train", None),
+        ("data/train-00001-of-00002.parquet", "train", None),
+    ]
+
+
+@pytest.mark.parametrize("other", ["train.tsv", "training.csv", "train-0-of-1.csv"])
+def test_two_files_of_one_split(tmp_path: Path, other: str) -> None:
+    with pytest.raises(DataError, match=r"data must hold at most one train file; got .*Leave one"):
+        found(tmp_path, "train.csv", other)
+
+
 def test_other_files_have_no_split(tmp_path: Path) -> None:
     assert found(tmp_path, "b.csv", "a.jsonl", ".hidden.csv", "LICENSE.txt", "notes.md") == [
         ("data/a.jsonl", None, None),

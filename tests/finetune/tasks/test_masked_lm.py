@@ -88,6 +88,31 @@ def test_a_classifier_from_an_adapted_model(
     assert run["model"] == str(result.output)
 
 
+def test_each_set_is_cut_into_tokens_once(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, encoded = MaskedLM.encode, list[int]()
+
+    def counting(self: Any, examples: Any, tokenizer: Any, config: Any) -> Any:
+        encoded.append(len(examples))
+        return encode(self, examples, tokenizer, config)
+
+    monkeypatch.setattr(MaskedLM, "encode", counting)
+    finetune(replace(config, max_steps=1))
+    assert sorted(encoded) == [8, 8, 12]
+
+
+def test_texts_that_are_no_tokens(config: FinetuneConfig, tmp_path: Path) -> None:
+    file = tmp_path / "texts.txt"
+    # Zero-width spaces, of which the tokenizer makes nothing.
+    file.write_text("\n".join("\u200b" * n for n in range(1, 30)), encoding="utf-8")
+    before = set(tmp_path.rglob("*"))
+    config = replace(config, data=str(file), train_size="all", validation_size=0, test_size=3)
+    with pytest.raises(ValueError, match=r"the (test|training) set must hold texts of which the"):
+        finetune(config)
+    assert set(tmp_path.rglob("*")) == before
+
+
 def test_a_new_head_is_told_of(result: FinetuneResult, config: FinetuneConfig) -> None:
     task = MaskedLM()
     data = task.load_data(config)

@@ -13,7 +13,9 @@ from fastattn.data import sources
 from fastattn.errors import DataError
 from fastattn.finetune import FinetuneConfig
 from fastattn.finetune.tasks import get_task
-from fastattn.finetune.tasks.base import TaskData
+from fastattn.finetune.tasks.base import Encoded, TaskData
+
+NONE = Encoded([], [])  # these baselines are of rows, not of features
 
 WORDS = [f"Message {number}." for number in range(12)]
 
@@ -59,7 +61,7 @@ def test_a_data_set_of_the_hub(
         train=Dataset.from_dict(train, features),
         test=Dataset.from_dict({"text": ["x", "y"], "labels": [[], []]}, features),
     )
-    monkeypatch.setattr(sources, "download", lambda name: sets)
+    monkeypatch.setattr(sources, "download", lambda name, config: sets)
     data = load(settings("multilabel", data="owner/emotions"))
     assert labels_by_text(data) == dict(zip(WORDS, [["a", "b"], ["a"], []] * 4, strict=True))
     assert data.report["notes"] == ["the test set has no labels and is not used"]
@@ -90,7 +92,7 @@ def test_the_baseline_is_the_best_constant_answer() -> None:
     rows = [{"text": str(i), "labels": names} for i, names in enumerate([["a"], ["a", "b"], ["a"]])]
     task = get_task("multilabel")
     task._names = ["a", "b"]
-    baseline = task.baseline(TaskData([], [], rows, ["a", "b"], {}))
+    baseline = task.baseline(TaskData([], [], rows, ["a", "b"], {}), NONE)
     # Always a: 3 right, 1 missed. Always a and b: 4 right, 2 too many, 0.8.
     assert baseline == (pytest.approx(6 / 7), "always the commonest class")
 
@@ -98,7 +100,8 @@ def test_the_baseline_is_the_best_constant_answer() -> None:
 def test_a_label_that_is_never_trained_is_named(
     write: Callable[..., str], settings: Callable[..., FinetuneConfig], tmp_path: object
 ) -> None:
-    write("sets/train.jsonl", [{"text": word, "labels": ["a"]} for word in WORDS])
+    rows = [{"text": word, "labels": ["a"] if n else []} for n, word in enumerate(WORDS)]
+    write("sets/train.jsonl", rows)
     write("sets/test.jsonl", [{"text": "z", "labels": ["a", "odd"]}])
     data = load(settings("multilabel", data=f"{tmp_path}/sets"))
     assert data.label_names == ["a"]
@@ -113,6 +116,7 @@ def test_a_label_that_is_never_trained_is_named(
         ("text,x\na,1\nb,2\n", {"label_columns": "x"}, r"row 3: x must be 0 or 1; got '2'"),
         ("text,x\na,1\n", {}, r"must have a column 'labels'; got none"),
         ("text,labels\na,\nb,\nc,\nd,\n", {}, r"must have labels to train on; got none in"),
+        ("text,labels\na,x\nb,x\nc,x\nd,x\n", {}, r"some texts have them .*; got x for all 2"),
     ],
 )
 def test_bad_rows(
@@ -124,6 +128,14 @@ def test_bad_rows(
 ) -> None:
     with pytest.raises(DataError, match=message):
         load(settings("multilabel", data=write("mine.csv", content), **changed))
+
+
+def test_a_separator_that_is_not_the_one_is_told_of(
+    write: Callable[..., str], settings: Callable[..., FinetuneConfig]
+) -> None:
+    rows = "".join(f"{word},{'rude;loud' if n % 3 else 'rude'}\n" for n, word in enumerate(WORDS))
+    data = load(settings("multilabel", data=write("mine.csv", f"text,labels\n{rows}")))
+    assert any("'rude;loud' seems to be several; --label-sep" in x for x in data.report["notes"])
 
 
 @pytest.mark.parametrize("threshold", [0, 1, -0.5, float("nan")])

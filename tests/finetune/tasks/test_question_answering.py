@@ -17,8 +17,10 @@ from fastattn.data import sources
 from fastattn.errors import DataError
 from fastattn.finetune import FinetuneConfig
 from fastattn.finetune.tasks import get_task, squad
-from fastattn.finetune.tasks.base import TaskData
+from fastattn.finetune.tasks.base import Encoded, TaskData
 from fastattn.finetune.tasks.question_answering import best_span, guess
+
+NONE = Encoded([], [])  # these baselines are of rows, not of features
 
 FILLER = "Nothing much is said here about the man, his work or his town. "
 
@@ -161,9 +163,9 @@ def test_the_baseline_guesses_or_is_silent() -> None:
         row(context, "Where is the hall?"),
     ]
     task = task_of()
-    baseline = task.baseline(TaskData([], [], rows[:1], [], {}))
+    baseline = task.baseline(TaskData([], [], rows[:1], [], {}), NONE)
     assert baseline == (1.0, "the first name or number of the sentence most like the question")
-    silent = task.baseline(TaskData([], [], rows[1:], [], {}))
+    silent = task.baseline(TaskData([], [], rows[1:], [], {}), NONE)
     assert silent == (1.0, "never an answer")
 
 
@@ -195,12 +197,14 @@ def test_a_data_set_of_the_hub(
     monkeypatch: pytest.MonkeyPatch, settings: Callable[..., FinetuneConfig]
 ) -> None:
     """As squad has it: a validation set, and none to test on."""
-    rows = [row(f"Person {i} was born in Lund.", "Where?", "Lund") for i in range(12)]
+    rows = [
+        {**row(f"Person {i} was born in Lund.", "Where?", "Lund"), "id": str(i)} for i in range(12)
+    ]
     sets = DatasetDict(
         train=Dataset.from_list([{**x, "title": "t"} for x in rows[:10]]),
         validation=Dataset.from_list([{**x, "title": "t"} for x in rows[10:]]),
     )
-    monkeypatch.setattr(sources, "download", lambda name: sets)
+    monkeypatch.setattr(sources, "download", lambda name, config: sets)
     data = load(settings("question-answering", data="squad"))
     assert data.report["sizes"] == {"train": 9, "validation": 2, "test": 1}
     assert data.train[0]["answers"]["text"] == ["Lund"]
@@ -240,4 +244,4 @@ def test_lengths(
     config = settings("question-answering", **changed)
     with pytest.raises(ValueError, match=message):
         config.check()
-        load(config)
+        get_task("question-answering").check(config)

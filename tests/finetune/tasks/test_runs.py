@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,8 @@ def run_printed_python(output: str) -> str:
 def test_patched_and_stock_learn_the_same_and_the_model_is_an_ordinary_one(
     settings: Callable[..., FinetuneConfig], task: str, tmp_path: Path
 ) -> None:
-    config = settings(task, dropout=0.0, compare_steps=1, threshold=0.1)
+    own = {"threshold": 0.1} if task == "multilabel" else {}
+    config = settings(task, dropout=0.0, compare_steps=1, **own)
     stock = finetune(replace(config, output=str(tmp_path / "stock"), patch=False))
     printed = io.StringIO()
     ours = finetune(replace(config, progress=True), Console(file=printed, width=200))
@@ -94,3 +96,24 @@ def test_a_folder_keeps_its_sets(
     # What is held out is not trained on as well.
     assert not [row for row in data.train if row in data.test or row in data.validation]
     assert data.report["train_rows"]["also_held_out"] >= len(data.test)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_test_set_is_encoded_where_it_is_used_alone(
+    settings: Callable[..., FinetuneConfig], task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial of a search does not look at it."""
+    config = settings(task)
+    kind = type(get_task(task))
+    encode, encoded = kind.encode, list[int]()
+
+    def counting(self: Any, examples: Any, tokenizer: Any, config: Any) -> Any:
+        encoded.append(len(examples))
+        return encode(self, examples, tokenizer, config)
+
+    monkeypatch.setattr(kind, "encode", counting)
+    result = finetune(replace(config, max_steps=1), test=False)
+    run = json.loads((result.output / "run.json").read_text(encoding="utf-8"))
+    sizes = run["data"]["sizes"]
+    assert sorted(encoded) == sorted([sizes["train"], sizes["validation"]])
+    assert not any(note.startswith("test:") for note in result.metrics["notes"])

@@ -17,7 +17,9 @@ from fastattn.data import sources
 from fastattn.errors import DataError
 from fastattn.finetune import FinetuneConfig
 from fastattn.finetune.tasks import get_task
-from fastattn.finetune.tasks.base import TaskData
+from fastattn.finetune.tasks.base import Encoded, TaskData
+
+NONE = Encoded([], [])  # these baselines are of rows, not of features
 
 ROW = {
     "tokens": ["Ingeborg", "Zimmerman", "unquestionably", "left", "Halifax"],
@@ -120,11 +122,11 @@ def test_the_baseline_looks_words_up_and_guesses_new_ones() -> None:
         "tokens": ["Halifax", "left", "Ada", "Falk", "unseen", "Bergen"],
         "tags": ["B-LOC", "O", "B-PER", "I-PER", "O", "B-LOC"],
     }
-    baseline = task_of(NAMES).baseline(TaskData([ROW, ROW], [], [other], NAMES, {}))
+    baseline = task_of(NAMES).baseline(TaskData([ROW, ROW], [], [other], NAMES, {}), NONE)
     # Zimmerman and Halifax have capital letters; L goes before P in the alphabet.
     assert baseline.score == pytest.approx(2 / 3)
     more = {"tokens": ["He", "saw", "Per", "Holm"], "tags": ["O", "O", "B-PER", "I-PER"]}
-    baseline = task_of(NAMES).baseline(TaskData([ROW, more], [], [other], NAMES, {}))
+    baseline = task_of(NAMES).baseline(TaskData([ROW, more], [], [other], NAMES, {}), NONE)
     assert baseline.score == pytest.approx(2 / 3)
 
 
@@ -155,7 +157,7 @@ def test_a_data_set_of_the_hub(
     sets = DatasetDict(train=Dataset.from_dict(rows, features))
     hidden = {"tokens": [["x"]], column: [[-1]]}
     sets["test"] = Dataset.from_dict(hidden, features)
-    monkeypatch.setattr(sources, "download", lambda name: sets)
+    monkeypatch.setattr(sources, "download", lambda name, config: sets)
     data = load(settings("token-classification", data="conll2003"))
     assert data.train[0]["tags"] == ["B-PER", "I-PER", "O"]
     assert data.label_names == ["O", "B-PER", "I-PER"]
@@ -169,6 +171,7 @@ def test_a_data_set_of_the_hub(
         ("Ada B-PER\nwon\n", r"mine\.conll, row 2: a line must have 2 columns"),
         ("Ada PER\nwon O\n", r"row 1: a tag must be O, B-TYPE or I-TYPE; got 'PER'.*--plain-tags"),
         ("", r"must have at least one row; got none"),
+        ("a O\n\nb O\n\nc O\n\nd O\n", r"tags must differ; got O alone in 2 training sentences"),
     ],
 )
 def test_bad_files(

@@ -11,11 +11,13 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import fastattn
-from fastattn.data.english_german import make_pairs
 from fastattn.errors import DataError
 from fastattn.finetune import FinetuneConfig, FinetuneResult, finetune
+from fastattn.finetune.demos.english_german import make_pairs
 from fastattn.finetune.tasks import get_task
-from fastattn.finetune.tasks.base import TaskData
+from fastattn.finetune.tasks.base import Encoded, TaskData
+
+NONE = Encoded([], [])  # these baselines are of rows, not of features
 
 pytest.importorskip("sacrebleu")
 TASK = get_task("translation")
@@ -139,7 +141,7 @@ def test_the_baseline_is_the_better_of_two(train: list[tuple[str, str]], words: 
     rows = [{"source": source, "target": target} for source, target in train]
     source = "a b c d e" if words.startswith("the source") else "something else"
     test = [{"source": source, "target": "a b c d e"}]
-    baseline = TASK.baseline(TaskData(rows, [], test, [], {}))
+    baseline = TASK.baseline(TaskData(rows, [], test, [], {}), NONE)
     assert baseline.words == words
     assert baseline.score > 10
 

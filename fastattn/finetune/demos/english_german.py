@@ -13,10 +13,16 @@ and not how they are made, translates the test set badly.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+# After three epochs of this training set the validation set had a BLEU of 69, the source itself
+# has less than 1 (2026-11-28).
+SIZES = {"train": 6_000, "validation": 100, "test": 400}
+_SEED = 0
 
 # English singular and plural, German singular and plural, gender.
 _BEINGS = """
@@ -117,6 +123,16 @@ class _Phrase(NamedTuple):
     form: str  # of the verb: "first", "third" or "plural"
     noun: str = ""
     combinations: frozenset[str] = frozenset()
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    """Returns the rows of a set, one of ``SIZES``."""
+    return [{"source": pair.source, "target": pair.target} for pair in _sets()[name]]
+
+
+@functools.cache
+def _sets() -> dict[str, list[Pair]]:
+    return make_pairs(**SIZES, seed=_SEED)
 
 
 def make_pairs(train: int, validation: int, test: int, seed: int) -> dict[str, list[Pair]]:

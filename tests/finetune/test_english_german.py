@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from fastattn.data.english_german import Pair, make_pairs
+from fastattn.finetune.demos.english_german import Pair, make_pairs
 
 SIZES = {"train": 1_000, "validation": 40, "test": 60}
 
