@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # What torch.autocast converts: float64 stays as it is.
 AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Rows farther away than there are any. Added to a row, larger numbers would overflow.
+_UNBOUNDED = 1 << 30
 
 
 def _fail(kind: type[Exception], text: str) -> NoReturn:
@@ -319,13 +321,13 @@ def _require_number(name: str, value: float) -> None:
 
 def check_dropout_p(dropout_p: float) -> None:
     """Checks the probability of dropping an attention weight."""
-    if type(dropout_p) is float and 0.0 <= dropout_p < 1.0:
+    if type(dropout_p) is float and 0.0 <= dropout_p <= 1.0:
         return
     _require_number("dropout_p", dropout_p)
-    if not 0.0 <= dropout_p < 1.0:
+    if not 0.0 <= dropout_p <= 1.0:
         _fail(
             ValueError,
-            f"dropout_p must be in [0, 1), the probability of dropping; got {dropout_p}.",
+            f"dropout_p must be in [0, 1], the probability of dropping; got {dropout_p}.",
         )
 
 
@@ -358,5 +360,5 @@ def check_window(window: tuple[int, int], causal: bool) -> tuple[int, int]:
             "window must be (left, right), two integers of at least -1, -1 = unbounded; got "
             f"{window!r}.",
         )
-    left, right = pair
+    left, right = (-1 if bound >= _UNBOUNDED else bound for bound in pair)
     return (left, 0) if causal else (left, right)

@@ -242,19 +242,19 @@ OPTION_CASES = [
         "dropout_p must be a number; got bool.",
     ),
     (
-        {"dropout_p": 1.0},
+        {"dropout_p": 1.1},
         ValueError,
-        "dropout_p must be in [0, 1), the probability of dropping; got 1.0.",
+        "dropout_p must be in [0, 1], the probability of dropping; got 1.1.",
     ),
     (
         {"dropout_p": -0.1},
         ValueError,
-        "dropout_p must be in [0, 1), the probability of dropping; got -0.1.",
+        "dropout_p must be in [0, 1], the probability of dropping; got -0.1.",
     ),
     (
         {"dropout_p": float("nan")},
         ValueError,
-        "dropout_p must be in [0, 1), the probability of dropping; got nan.",
+        "dropout_p must be in [0, 1], the probability of dropping; got nan.",
     ),
     (
         {"softcap": "tanh"},
