@@ -343,6 +343,8 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     for name, x in named:
         if not isinstance(x, Tensor):
             _fail(TypeError, f"{name} must be a torch.Tensor; got {type(x).__name__}.")
+        if (problem := checks.wrong_layout(name, x)) is not None:
+            _fail(TypeError, problem)
         if x.dtype not in checks.DTYPES:
             _fail(
                 TypeError,
@@ -401,6 +403,8 @@ def _check_mask(mask: Tensor, query: Tensor, q: Tensor) -> None:
     """Checks the mask but for its shape; q is query after autocast."""
     if not isinstance(mask, Tensor):
         _fail(TypeError, f"attn_mask must be a torch.Tensor; got {type(mask).__name__}.")
+    if (problem := checks.wrong_layout("attn_mask", mask)) is not None:
+        _fail(TypeError, problem)
     if mask.dtype not in (torch.bool, torch.float32, query.dtype, q.dtype):
         _fail(
             TypeError,

@@ -27,9 +27,27 @@ def _fail(kind: type[Exception], text: str) -> NoReturn:
     raise kind(f"attention: {text}")
 
 
+def wrong_layout(name: str, x: Tensor) -> str | None:
+    """Returns what to say of a tensor that is not one block of rows, or None."""
+    if x.is_nested:
+        return (
+            f"{name} must be an ordinary tensor; got a nested one. Lay its sequences one after the "
+            "other and pass cu_seqlens_q, or pad them with torch.nested.to_padded_tensor."
+        )
+    if x.layout != torch.strided:
+        return (
+            f"{name} must be an ordinary tensor; got one of layout {x.layout}. "
+            f"Convert it with {name}.to_dense()."
+        )
+    return None
+
+
 def _require_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         _fail(TypeError, f"{name} must be a torch.Tensor; got {type(value).__name__}.")
+    problem = wrong_layout(name, value)
+    if problem is not None:
+        _fail(TypeError, problem)
 
 
 def _require_device(name: str, value: Tensor, q: Tensor) -> None:
@@ -79,6 +97,8 @@ def _agree(q: Tensor, k: Tensor, v: Tensor, ndim: int) -> bool:
         isinstance(q, Tensor)
         and isinstance(k, Tensor)
         and isinstance(v, Tensor)
+        and q.layout == k.layout == v.layout == torch.strided
+        and not (q.is_nested or k.is_nested or v.is_nested)
         and q.dtype in DTYPES
         and q.dtype == k.dtype == v.dtype
         and q.device == k.device == v.device

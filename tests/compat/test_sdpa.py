@@ -367,6 +367,16 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
         TypeError,
         r"key must be a torch\.Tensor; got list\.",
     ),
+    "layout": (
+        lambda x: sdpa(x, x, x.to_sparse()),
+        TypeError,
+        r"value must be an ordinary tensor; got one of layout torch\.sparse_coo\. Convert it with",
+    ),
+    "mask layout": (
+        lambda x: sdpa(x, x, x, torch.ones(5, 5, dtype=torch.bool).to_sparse()),
+        TypeError,
+        r"attn_mask must be an ordinary tensor; got one of layout torch\.sparse_coo\. Convert it",
+    ),
     "dtype": (
         lambda x: sdpa(x, x, x.int()),
         TypeError,
