@@ -95,7 +95,7 @@ def layout_of_mask(
         return False, None
     if layout.total == 0:
         return True, None  # the stock layers cannot reshape zero rows
-    if starts and bool((mask.any(dim=1) & ~mask[:, 0]).any()):
+    if starts and not bool(mask[:, 0].all()):
         return True, None
     if no_gaps and has_gaps(mask):
         return True, None
