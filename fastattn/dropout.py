@@ -68,14 +68,18 @@ def drop_threshold(dropout_p: float) -> int:
 
     The probability is rounded to a multiple of 1/65536, but never to "keep all" or "drop all".
     """
-    if dropout_p == 0.0:
-        return 0
+    if dropout_p in (0.0, 1.0):
+        return round(dropout_p * _DRAWS)
     return min(max(round(dropout_p * _DRAWS), 1), _DRAWS - 1)
 
 
 def keep_scale(dropout_p: float) -> float:
-    """Returns the factor of a kept weight: one over the probability with which it is kept."""
-    return _DRAWS / (_DRAWS - drop_threshold(dropout_p))
+    """Returns the factor of a kept weight: one over the probability with which it is kept.
+
+    It is 0 where none is kept.
+    """
+    kept = _DRAWS - drop_threshold(dropout_p)
+    return _DRAWS / kept if kept else 0.0
 
 
 def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
@@ -160,7 +164,7 @@ def keep_mask(
 
     Args:
         seed: scalar int64 tensor, from :func:`draw_seed`.
-        dropout_p: probability of dropping, in [0, 1).
+        dropout_p: probability of dropping, in [0, 1].
 
     Returns:
         (batch_size, num_heads, seqlen_q, seqlen_k) bool, True = kept.

@@ -118,6 +118,11 @@ def test_empty_shapes(shape):
     assert bits(SEED, *shape).shape == shape
 
 
+def test_all_is_dropped_at_1():
+    assert dropout.drop_threshold(1.0) == 65536 and dropout.keep_scale(1.0) == 0.0
+    assert not dropout.keep_mask(tensor(SEED), 2, 3, 70, 70, 1.0).any()
+
+
 def test_keep_mask_compares_with_the_threshold():
     draws = bits(SEED, 2, 2, 33, 21)
     keep = dropout.keep_mask(tensor(SEED), 2, 2, 33, 21, 0.25)

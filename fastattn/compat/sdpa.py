@@ -9,7 +9,8 @@
 
 The same as in torch 2.6 to 2.13: shapes with any number of leading dimensions, which broadcast;
 bool and float masks, with their gradient; causality aligned to the *top-left* corner, where
-:func:`fastattn.attention` aligns to the bottom-right one; values of another head_dim; grouped heads
+:func:`fastattn.attention` aligns to the bottom-right one, or to the corner that a mask of
+``torch.nn.attention.bias`` names; values of another head_dim; grouped heads
 if they are asked for; 0, and gradients of 0, for a row whose keys are all masked; a contiguous
 result for a contiguous query.
 
@@ -23,6 +24,7 @@ is never read, not even if it is NaN.
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,7 +65,8 @@ def scaled_dot_product_attention(
         key: (..., S, E). The dimensions before the last two broadcast among all three.
         value: (..., S, Ev).
         attn_mask: broadcastable to (..., L, S). bool, True = attend; or float32 or the dtype of
-            query, added to the scores, which gets a gradient.
+            query, added to the scores, which gets a gradient; or ``causal_upper_left(L, S)`` or
+            ``causal_lower_right(L, S)`` of ``torch.nn.attention.bias``.
         dropout_p: probability of dropping an attention weight, in [0, 1]. Applied whenever it is
             positive: pass 0 in evaluation.
         is_causal: query i sees keys j <= i. Not together with attn_mask.
@@ -80,6 +83,7 @@ def scaled_dot_product_attention(
     """
     _check_tensors(query, key, value)
     _check_options(attn_mask, dropout_p, is_causal, scale)
+    attn_mask, diagonal = _split_causal(attn_mask, is_causal, query.shape[-2], key.shape[-2])
     q, k, v = op.autocast(query, key, value)
     if not q.dtype == k.dtype == v.dtype:
         _fail(
@@ -97,7 +101,7 @@ def scaled_dot_product_attention(
             # Sums of nothing: they keep the result in the graph of the arguments.
             return q.new_empty(shape) + (q.sum() + k.sum() + v.sum())
         q, k, v, attn_mask = _as_batch(q, k, v, attn_mask, leading)
-    out = _attend(q, k, v, attn_mask, float(dropout_p), is_causal, scale)
+    out = _attend(q, k, v, attn_mask, float(dropout_p), diagonal, scale)
     if shape is not None:
         out = out.reshape(shape)
     return out.contiguous() if query.is_contiguous() else out
@@ -237,12 +241,13 @@ def _attend(
     v: Tensor,
     mask: Tensor | None,
     dropout_p: float,
-    is_causal: bool,
+    diagonal: int | None,
     scale: float | None,
 ) -> Tensor:
     """(batch, heads, L, E), (batch, heads_kv, S, E), (batch, heads_kv, S, Ev), and a mask.
 
-    The mask broadcasts to (batch, heads, L, S).
+    The mask broadcasts to (batch, heads, L, S). diagonal: query i sees keys j <= i + diagonal;
+    None: all.
     """
     head_dim, head_dim_v = q.shape[-1], v.shape[-1]
     if scale is None:
@@ -250,15 +255,12 @@ def _attend(
     width = max(head_dim, head_dim_v, 1)
     q, k, v = _padded(q, width), _padded(k, width), _padded(v, width)
     window = (-1, -1)
-    if is_causal:
-        more_queries = q.shape[2] - k.shape[2]
-        if more_queries < 0:  # keys behind the last query are seen by none
-            k, v = k[:, :, :more_queries], v[:, :, :more_queries]
-        window = (-1, max(more_queries, 0))
+    if diagonal is not None:
+        right = diagonal + q.shape[2] - k.shape[2]
+        if right < 0:  # keys behind the last query are seen by none
+            k, v = k[:, :, :right], v[:, :, :right]
+        window = (-1, max(right, 0))
     key_padding_mask, bias = (None, None) if mask is None else _split_mask(mask, q, k)
-    drops_all = dropout_p == 1.0
-    if drops_all:
-        dropout_p = 0.0
     options = op.Options(
         None,
         None,
@@ -275,14 +277,35 @@ def _attend(
     chosen = backends.choose(q, k, options, heads_dim=-3)
     seed = dropout.draw_seed(q.device) if dropout_p > 0.0 else None
     out, _ = op.run(q, k, v, options, seed, chosen, heads_first=True)
-    if drops_all:
-        out = F.dropout(out, 1.0)
     return out if head_dim_v == width else out[..., :head_dim_v]
 
 
 def _padded(x: Tensor, width: int) -> Tensor:
     """Zeros behind head_dim: they change no score, and give columns that nobody reads."""
     return x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1]))
+
+
+def _split_causal(
+    mask: Tensor | None, is_causal: bool, rows: int, columns: int
+) -> tuple[Tensor | None, int | None]:
+    """Returns the mask, unless it says where causality begins and no more, and that diagonal.
+
+    Such masks of torch hold no values: only torch's own function makes something of them.
+    """
+    if mask is None or type(mask) is Tensor:
+        return mask, 0 if is_causal else None
+    torchs = sys.modules.get("torch.nn.attention.bias")  # whoever has such a mask has loaded it
+    if torchs is None or not isinstance(mask, torchs.CausalBias):
+        return mask, 0 if is_causal else None
+    shape = (mask.seq_len_q, mask.seq_len_kv)
+    if shape != (rows, columns):
+        _fail(
+            ValueError,
+            f"attn_mask must be made for (L, S) = {(rows, columns)}; got a {type(mask).__name__} "
+            f"for {shape}.",
+        )
+    to_the_end = mask.variant == torchs.CausalVariant.LOWER_RIGHT
+    return None, columns - rows if to_the_end else 0
 
 
 def _split_mask(mask: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -320,6 +343,8 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     for name, x in named:
         if not isinstance(x, Tensor):
             _fail(TypeError, f"{name} must be a torch.Tensor; got {type(x).__name__}.")
+        if (problem := checks.wrong_layout(name, x)) is not None:
+            _fail(TypeError, problem)
         if x.dtype not in checks.DTYPES:
             _fail(
                 TypeError,
@@ -378,6 +403,8 @@ def _check_mask(mask: Tensor, query: Tensor, q: Tensor) -> None:
     """Checks the mask but for its shape; q is query after autocast."""
     if not isinstance(mask, Tensor):
         _fail(TypeError, f"attn_mask must be a torch.Tensor; got {type(mask).__name__}.")
+    if (problem := checks.wrong_layout("attn_mask", mask)) is not None:
+        _fail(TypeError, problem)
     if mask.dtype not in (torch.bool, torch.float32, query.dtype, q.dtype):
         _fail(
             TypeError,

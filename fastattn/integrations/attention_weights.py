@@ -2,6 +2,7 @@
 
 They are stock's: after dropout, in the layout of the padded batch. Where padding was removed, its
 queries have no states, so their rows are zero; stock fills such rows with weights of no meaning.
+As in stock, it is with them that the values are summed, so that a loss has a gradient by each.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from fastattn import dropout
 from fastattn.ops.attention import attention
 from fastattn.ops.checks import check_window
-from fastattn.ops.padding import PackedLayout, pad_input, sequence_slots
+from fastattn.ops.padding import PackedLayout, gather_rows, pad_input, sequence_slots
 from fastattn.ops.probabilities import attention_probabilities
 
 
@@ -31,8 +32,12 @@ def attention_and_weights(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tu
     """
     q, k, v = _autocast(q, k, v)
     seed = _next_seed(q.device) if options.get("dropout_p") else None
-    out, lse = attention(q, k, v, return_lse=True, **options)
-    return out, _weights(q, k, lse, seed, options)
+    _, lse = attention(q, k, v, return_lse=True, **options)
+    weights = _weights(q, k, lse, seed, options)
+    is_token = options.get("key_padding_mask")
+    if is_token is not None:  # a padding row may hold anything, NaN included
+        v = v.masked_fill(~is_token[:, :, None, None], 0.0)
+    return _sums(weights, v), weights
 
 
 def attention_and_weights_of_packed(
@@ -48,7 +53,7 @@ def attention_and_weights_of_packed(
     """
     q, k, v = _autocast(q, k, v)
     seed = _next_seed(q.device) if options.get("dropout_p") else None
-    out, lse = attention(
+    _, lse = attention(
         q,
         k,
         v,
@@ -77,7 +82,15 @@ def attention_and_weights_of_packed(
     compact = F.pad(compact, (0, 1, 0, 1))
     rows = where[..., None].expand(-1, heads, -1, layout.max_seqlen + 1)
     cols = where[:, :, None].expand(-1, heads, seqlen, -1)
-    return out, compact.gather(2, rows).gather(3, cols)
+    weights = compact.gather(2, rows).gather(3, cols)
+    padded_v = pad_input(v, layout.indices, layout.batch_size, layout.seqlen)
+    return gather_rows(_sums(weights, padded_v).flatten(0, 1), layout.indices), weights
+
+
+def _sums(weights: Tensor, v: Tensor) -> Tensor:
+    """Returns the values' sums with their weights, (batch, seqlen_q, num_heads, head_dim)."""
+    v = v.repeat_interleave(weights.shape[1] // max(v.shape[2], 1), dim=2)
+    return torch.einsum("bhij,bjhd->bihd", weights, v)
 
 
 def _weights(

@@ -48,14 +48,18 @@ _WITHOUT_EFFECT = frozenset(
         "deterministic",
         "encoder_hidden_states",
         "labels",  # which generate() hands to the encoder of a translation
+        "length",  # what tokenizers return beside ids and mask, as the next ones
         "logits_to_keep",
         "num_items_in_batch",
+        "offset_mapping",
         "output_hidden_states",
         "output_router_logits",
+        "overflow_to_sample_mapping",
         "position_embeddings",
         "position_ids",
         "return_dict",
         "seq_idx",
+        "special_tokens_mask",
         "target_dtype",
         "token_type_ids",
         "use_cache",
@@ -200,7 +204,8 @@ def attention_of_rows(
     options |= {"key_padding_mask": key_padding_mask, "bias": bias}
     if output_attentions:
         out, weights = attention_and_weights(q, k, v, **options)
-        return out, torch.nn.functional.pad(weights, (0, num_keys - k.shape[1]))
+        unseen = num_keys - k.shape[1]  # a pad of nothing would be a copy, which out is not made of
+        return out, torch.nn.functional.pad(weights, (0, unseen)) if unseen else weights
     return attention(q, k, v, **options), None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastattn import backends, dropout, reference
@@ -146,7 +147,7 @@ def attention(
         alibi_slopes: (num_heads,) or (batch, num_heads); subtracts
             slope * |i + seqlen_k - seqlen_q - j| from the scores.
         softmax_scale: factor of q @ k.T. Default: head_dim ** -0.5.
-        dropout_p: probability of dropping an attention weight, in [0, 1), realised as a multiple
+        dropout_p: probability of dropping an attention weight, in [0, 1], realised as a multiple
             of 1/65536. It is applied whenever it is positive: pass 0 in evaluation.
         generator: source of the dropout seed. Default: torch's generator of the device, so
             ``torch.manual_seed`` governs it.
@@ -212,6 +213,22 @@ def run(
         rows = (q.transpose(1, 2), k.transpose(1, 2)) if heads_first else (q, k)
         for watcher in _watchers:
             watcher(*rows, options, backend)
+    if options.dropout_p < 1.0:
+        return _run(q, k, v, options, seed, backend, heads_first)
+    # No kernel has a draw that drops all. Not _replace(), which not every compiler can trace.
+    out, lse = _run(q, k, v, Options(*options[:-1], dropout_p=0.0), None, backend, heads_first)
+    return F.dropout(out, 1.0), lse
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    options: Options,
+    seed: Tensor | None,
+    backend: str,
+    heads_first: bool,
+) -> tuple[Tensor, Tensor]:
     if backend != backends.REFERENCE:
         return attention_op(q, k, v, options, seed, backend, heads_first)
     if not heads_first:

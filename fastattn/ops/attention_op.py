@@ -23,6 +23,8 @@ from torch.overrides import has_torch_function
 
 from fastattn import backends
 from fastattn.backends import cpu
+from fastattn.ops.functorch import is_transforming, transformable
+from fastattn.ops.tangents import refuse_tangents
 from fastattn.reference import statistics_dtype
 
 if TYPE_CHECKING:
@@ -93,12 +95,11 @@ def attention_op(
     )
     # A compiler asks first, and traces nothing of the rest.
     if torch.compiler.is_compiling() or not is_plain_call(q, k, v, *tensors):
-        if not torch.compiler.is_compiling():
-            _refuse_tangents(q, k, v, bias)
+        refuse_tangents("attention", q, k, v, bias)
         if not heads_first:
-            return torch.ops.fastattn.attention_fwd(q, k, v, *tensors, *values)
+            return _fwd_op(q, k, v, *tensors, *values)
         heads_second = (x.transpose(1, 2) for x in (q, k, v))
-        out, lse = torch.ops.fastattn.attention_fwd(*heads_second, *tensors, *values)
+        out, lse = _fwd_op(*heads_second, *tensors, *values)
         return heads_first_like(out, q), lse
     differentiable = torch.is_grad_enabled() and (
         q.requires_grad
@@ -126,7 +127,7 @@ def is_plain_call(first: Tensor, *others: Tensor | None) -> bool:
     if (
         has_torch_function((first, *others))  # an active mode, or a subclass other than Parameter
         or _C._len_torch_dispatch_stack()
-        or _C._functorch.peek_interpreter_stack() is not None
+        or is_transforming()
         or _C._get_tracing_state() is not None
         or forward_ad._current_level >= 0
         or _C._autograd._profiler_enabled()
@@ -137,18 +138,6 @@ def is_plain_call(first: Tensor, *others: Tensor | None) -> bool:
         if x is not None and _C._dispatch_keys(x).raw_repr() not in plain_keys:
             return False
     return True
-
-
-def _refuse_tangents(*tensors: Tensor | None) -> None:
-    """Raises in forward-mode differentiation, which would lose the tangents of an operator."""
-    if forward_ad._current_level < 0:
-        return
-    for x in tensors:
-        if x is not None and forward_ad.unpack_dual(x).tangent is not None:
-            raise NotImplementedError(
-                "attention: forward-mode derivatives must be taken on the reference backend; got a "
-                'tensor with a tangent. Call attention(..., backend="reference").'
-            )
 
 
 @functools.cache
@@ -297,20 +286,19 @@ def _gradients(
         )
     )
     if not heads_first:
-        run: Any = torch.ops.fastattn.attention_bwd if through_dispatcher else _attention_bwd
+        run: Any = _bwd_op if through_dispatcher else _attention_bwd
         return run(dout, dlse, *saved, bias_grad, *tensors, *values)
     if not through_dispatcher:
         return _heads_first_bwd(dout, dlse, saved, bias_grad, tensors, values)
     *saved, lse = saved
     rows = (x.transpose(1, 2) for x in (dout, *saved))
-    *grads, dbias = torch.ops.fastattn.attention_bwd(
-        next(rows), dlse, *rows, lse, bias_grad, *tensors, *values
-    )
+    *grads, dbias = _bwd_op(next(rows), dlse, *rows, lse, bias_grad, *tensors, *values)
     dq, dk, dv = (x.transpose(1, 2) for x in grads)
     return dq, dk, dv, dbias
 
 
 torch.library.register_autograd("fastattn::attention_fwd", _backward, setup_context=_setup_context)
+_fwd_op = transformable(torch.ops.fastattn.attention_fwd, _backward, _setup_context)
 
 
 def _eager_fwd(
@@ -417,3 +405,4 @@ def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
 
 
 torch.library.register_autograd("fastattn::attention_bwd", _no_double_backward)
+_bwd_op = transformable(torch.ops.fastattn.attention_bwd, _no_double_backward)

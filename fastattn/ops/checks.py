@@ -19,15 +19,35 @@ if TYPE_CHECKING:
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # What torch.autocast converts: float64 stays as it is.
 AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Rows farther away than there are any. Added to a row, larger numbers would overflow.
+_UNBOUNDED = 1 << 30
 
 
 def _fail(kind: type[Exception], text: str) -> NoReturn:
     raise kind(f"attention: {text}")
 
 
+def wrong_layout(name: str, x: Tensor) -> str | None:
+    """Returns what to say of a tensor that is not one block of rows, or None."""
+    if x.is_nested:
+        return (
+            f"{name} must be an ordinary tensor; got a nested one. Lay its sequences one after the "
+            "other and pass cu_seqlens_q, or pad them with torch.nested.to_padded_tensor."
+        )
+    if x.layout != torch.strided:
+        return (
+            f"{name} must be an ordinary tensor; got one of layout {x.layout}. "
+            f"Convert it with {name}.to_dense()."
+        )
+    return None
+
+
 def _require_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         _fail(TypeError, f"{name} must be a torch.Tensor; got {type(value).__name__}.")
+    problem = wrong_layout(name, value)
+    if problem is not None:
+        _fail(TypeError, problem)
 
 
 def _require_device(name: str, value: Tensor, q: Tensor) -> None:
@@ -77,6 +97,8 @@ def _agree(q: Tensor, k: Tensor, v: Tensor, ndim: int) -> bool:
         isinstance(q, Tensor)
         and isinstance(k, Tensor)
         and isinstance(v, Tensor)
+        and q.layout == k.layout == v.layout == torch.strided
+        and not (q.is_nested or k.is_nested or v.is_nested)
         and q.dtype in DTYPES
         and q.dtype == k.dtype == v.dtype
         and q.device == k.device == v.device
@@ -319,13 +341,13 @@ def _require_number(name: str, value: float) -> None:
 
 def check_dropout_p(dropout_p: float) -> None:
     """Checks the probability of dropping an attention weight."""
-    if type(dropout_p) is float and 0.0 <= dropout_p < 1.0:
+    if type(dropout_p) is float and 0.0 <= dropout_p <= 1.0:
         return
     _require_number("dropout_p", dropout_p)
-    if not 0.0 <= dropout_p < 1.0:
+    if not 0.0 <= dropout_p <= 1.0:
         _fail(
             ValueError,
-            f"dropout_p must be in [0, 1), the probability of dropping; got {dropout_p}.",
+            f"dropout_p must be in [0, 1], the probability of dropping; got {dropout_p}.",
         )
 
 
@@ -358,5 +380,5 @@ def check_window(window: tuple[int, int], causal: bool) -> tuple[int, int]:
             "window must be (left, right), two integers of at least -1, -1 = unbounded; got "
             f"{window!r}.",
         )
-    left, right = pair
+    left, right = (-1 if bound >= _UNBOUNDED else bound for bound in pair)
     return (left, 0) if causal else (left, right)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from fastattn import dropout as rule
 from fastattn.ops import hidden_checks as checks
+from fastattn.ops.functorch import transformable
+from fastattn.ops.tangents import refuse_tangents
 
 OP = "dropout"
 
@@ -37,6 +39,7 @@ def dropout(
     Raises:
         ValueError, TypeError: an argument breaks its rule; the message says which.
         BackendError: the backend asked for cannot serve the call.
+        NotImplementedError: a forward-mode derivative through a kernel.
     """
     checks.check_x(OP, x)
     checks.check_dropout_p(OP, dropout_p)
@@ -46,7 +49,8 @@ def dropout(
     seed = rule.draw_seed(x.device, generator)
     if chosen == checks.REFERENCE:
         return reference(x, seed, dropout_p)
-    return torch.ops.fastattn.hidden_dropout(x, seed, float(dropout_p), chosen)
+    refuse_tangents(OP, x)
+    return _op(x, seed, float(dropout_p), chosen)
 
 
 def reference(x: Tensor, seed: Tensor, dropout_p: float) -> Tensor:
@@ -81,8 +85,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None, None]:
     (seed,) = ctx.saved_tensors
     # Linear in x, and its own transpose; it can be differentiated any number of times.
-    dx = torch.ops.fastattn.hidden_dropout(dout, seed, ctx.dropout_p, ctx.backend)
+    dx = _op(dout, seed, ctx.dropout_p, ctx.backend)
     return dx, None, None, None
 
 
 torch.library.register_autograd("fastattn::hidden_dropout", _backward, setup_context=_setup_context)
+_op = transformable(torch.ops.fastattn.hidden_dropout, _backward, _setup_context)

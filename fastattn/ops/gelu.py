@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastattn.ops import hidden_checks as checks
+from fastattn.ops.functorch import transformable
+from fastattn.ops.tangents import refuse_tangents
 from fastattn.reference import statistics_dtype
 
 OP = "bias_gelu"
@@ -31,6 +33,8 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, backend: str | None = No
     Raises:
         ValueError, TypeError: an argument breaks its rule; the message says which.
         BackendError: the backend asked for cannot serve the call.
+        NotImplementedError: a gradient of a gradient, or a forward-mode derivative, through a
+            kernel.
 
     Computed in float32 (float64 for float64 inputs). The result is deterministic, forward and
     backward.
@@ -42,7 +46,8 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, backend: str | None = No
     chosen = checks.choose_backend(OP, x, backend)
     if chosen == checks.REFERENCE:
         return reference(x, bias)
-    return torch.ops.fastattn.gelu_fwd(x, bias, chosen)
+    refuse_tangents(OP, x, bias)
+    return _fwd_op(x, bias, chosen)
 
 
 def reference(x: Tensor, bias: Tensor | None) -> Tensor:
@@ -99,11 +104,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor | None, None]:
     x, bias = ctx.saved_tensors
-    dx, dbias = torch.ops.fastattn.gelu_bwd(dout, x, bias, ctx.backend)
+    dx, dbias = _bwd_op(dout, x, bias, ctx.backend)
     return dx, None if bias is None else dbias, None
 
 
 torch.library.register_autograd("fastattn::gelu_fwd", _backward, setup_context=_setup_context)
+_fwd_op = transformable(torch.ops.fastattn.gelu_fwd, _backward, _setup_context)
 
 
 def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
@@ -114,3 +120,4 @@ def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
 
 
 torch.library.register_autograd("fastattn::gelu_bwd", _no_double_backward)
+_bwd_op = transformable(torch.ops.fastattn.gelu_bwd, _no_double_backward)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastattn import backends
 from fastattn.backends import HiddenCall, triton
 from fastattn.errors import BackendError
+from fastattn.ops.checks import wrong_layout
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 REFERENCE = "reference"
@@ -23,6 +24,8 @@ def check_floating(op: str, name: str, value: object) -> None:
     """Checks that an argument is a tensor of a dtype that is served."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor; got {type(value).__name__}.")
+    if (problem := wrong_layout(name, value)) is not None:
+        raise TypeError(f"{op}: {problem}")
     if value.dtype not in DTYPES:
         raise TypeError(
             f"{op}: {name} must be float32, float64, float16 or bfloat16; got {value.dtype}. "

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fastattn import dropout
 from fastattn.ops import hidden_checks as checks
+from fastattn.ops.functorch import transformable
+from fastattn.ops.tangents import refuse_tangents
 from fastattn.reference import statistics_dtype
 
 OP = "dropout_add_layer_norm"
@@ -53,6 +55,8 @@ def dropout_add_layer_norm(
     Raises:
         ValueError, TypeError: an argument breaks its rule; the message says which.
         BackendError: the backend asked for cannot serve the call.
+        NotImplementedError: a gradient of a gradient, or a forward-mode derivative, through a
+            kernel.
 
     The sum and its statistics are never rounded to fewer bits than float32 (float64 for float64
     inputs) has. The result is deterministic, forward and backward.
@@ -71,7 +75,8 @@ def dropout_add_layer_norm(
     options = (x, residual, weight, bias, x_bias, seed, float(eps), float(dropout_p))
     if chosen == checks.REFERENCE:
         return reference(*options)
-    return torch.ops.fastattn.layer_norm_fwd(*options, chosen)[0]
+    refuse_tangents(OP, x, residual, weight, bias, x_bias)
+    return _fwd_op(*options, chosen)[0]
 
 
 def reference(
@@ -251,7 +256,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
     x, residual, weight, x_bias, mean, rstd, seed = ctx.saved_tensors
-    dx, dresidual, dweight, dbias, dx_bias = torch.ops.fastattn.layer_norm_bwd(
+    dx, dresidual, dweight, dbias, dx_bias = _bwd_op(
         dout, x, residual, weight, x_bias, mean, rstd, seed, ctx.dropout_p, ctx.backend
     )
     if _one_gradient(x, residual, seed):
@@ -261,6 +266,7 @@ def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("fastattn::layer_norm_fwd", _backward, setup_context=_setup_context)
+_fwd_op = transformable(torch.ops.fastattn.layer_norm_fwd, _backward, _setup_context)
 
 
 def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
@@ -271,3 +277,4 @@ def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
 
 
 torch.library.register_autograd("fastattn::layer_norm_bwd", _no_double_backward)
+_bwd_op = transformable(torch.ops.fastattn.layer_norm_bwd, _no_double_backward)

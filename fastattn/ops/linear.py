@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastattn.backends import cpu
+from fastattn.ops.functorch import is_transforming
+from fastattn.ops.tangents import has_tangents
 
 # Below this many rows packing the weights costs more than the faster product gains.
 _MIN_ROWS = 96
@@ -70,6 +72,8 @@ def _is_ours(x: Tensor, parameters: Sequence[Tensor]) -> bool:
         and (torch.compiler.is_compiling() or x.numel() >= _MIN_ROWS * parameters[0].shape[1])
         and not torch.is_autocast_enabled("cpu")
         and cpu.prefers_own_matmul()
+        and not has_tangents(x, *parameters)
+        and (torch.compiler.is_compiling() or not is_transforming())  # torch's has a rule for each
     )
 
 

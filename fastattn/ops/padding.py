@@ -95,7 +95,7 @@ def layout_of_mask(
         return False, None
     if layout.total == 0:
         return True, None  # the stock layers cannot reshape zero rows
-    if starts and bool((mask.any(dim=1) & ~mask[:, 0]).any()):
+    if starts and not bool(mask[:, 0].all()):
         return True, None
     if no_gaps and has_gaps(mask):
         return True, None
@@ -340,6 +340,8 @@ def scatter_rows(rows: Tensor, indices: Tensor, num_rows: int) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(rows: Tensor, indices: Tensor) -> Tensor:
         return rows.index_select(0, indices)
@@ -357,6 +359,8 @@ class _GatherRows(torch.autograd.Function):
 
 
 class _ScatterRows(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(rows: Tensor, indices: Tensor, num_rows: int) -> Tensor:
         return rows.new_zeros(num_rows, *rows.shape[1:]).index_copy_(0, indices, rows)

@@ -208,10 +208,12 @@ def _unpad_encoder(body: Any, family: Family, first_row_is_read: bool) -> None:
     change_attribute(encoder, "first_row_is_read", first_row_is_read)
     if family.adds_mask:
         change_attribute(encoder, "mask_is_added", True)
-    if not has_hook(body, "mask"):
-        hook = _hand_mask_on if family.hands_mask_on else _keep_what_masks_say
-        handle = body.register_forward_pre_hook(hook, with_kwargs=True)
-        keep_hook(body, "mask", handle)
+    if not has_hook(body, "hidden_states"):
+        # An encoder that gets 2-D masks as they are takes no other for padding.
+        if family.says_keep_by != "column":
+            hook = _hand_mask_on if family.hands_mask_on else _keep_what_masks_say
+            handle = body.register_forward_pre_hook(hook, with_kwargs=True)
+            keep_hook(body, "mask", handle)
         handle = body.register_forward_hook(_pad_hidden_states, with_kwargs=True, prepend=True)
         keep_hook(body, "hidden_states", handle)
 

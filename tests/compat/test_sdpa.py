@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 from fastattn import scaled_dot_product_attention as sdpa
 from fastattn.backends import cpu
@@ -151,6 +153,28 @@ def test_causality_is_aligned_to_the_top_left(rows, columns):
     out = sdpa(query, key, torch.eye(columns, dtype=torch.float64)[None, None], is_causal=True)
     seen = out[0, 0] > 0
     assert torch.equal(seen, torch.ones(rows, columns, dtype=torch.bool).tril())
+
+
+@pytest.mark.parametrize("routed", [False, True])
+@pytest.mark.parametrize("corner", [causal_upper_left, causal_lower_right])
+@pytest.mark.parametrize("rows, columns", [(4, 7), (1, 5), (5, 5), (7, 4)])
+def test_causal_masks_of_torch(rows, columns, corner, routed):
+    """They hold no values, and say which corner causality is aligned to."""
+    if corner is causal_lower_right and rows > columns:
+        with pytest.warns(UserWarning, match="NaN"):  # torch's words; these rows are 0
+            mask = corner(rows, columns)
+    else:
+        mask = corner(rows, columns)
+    query, key, value = randn(2, 3, rows, 8), randn(2, 3, columns, 8), randn(2, 3, columns, 8)
+    for x in ([query, key, value], [query[0], key[0], value[0]]):
+        with routed_sdpa() if routed else nullcontext():
+            function = F.scaled_dot_product_attention if routed else sdpa
+            out = function(*x, attn_mask=mask)
+        torch.testing.assert_close(out, documented(*x, mask._materialize()))
+    with pytest.raises(ValueError, match=rf"attn_mask must be made for \(L, S\) = \({rows}, 9\)"):
+        sdpa(query, randn(2, 3, 9, 8), randn(2, 3, 9, 8), mask)
+    with pytest.raises(ValueError, match="attn_mask must be None if is_causal"):
+        sdpa(query, key, value, mask, is_causal=True)
 
 
 @pytest.mark.parametrize("kind", ["bool", "float", "padding"])
@@ -342,6 +366,16 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
         lambda x: sdpa(x, [1.0], x),
         TypeError,
         r"key must be a torch\.Tensor; got list\.",
+    ),
+    "layout": (
+        lambda x: sdpa(x, x, x.to_sparse()),
+        TypeError,
+        r"value must be an ordinary tensor; got one of layout torch\.sparse_coo\. Convert it with",
+    ),
+    "mask layout": (
+        lambda x: sdpa(x, x, x, torch.ones(5, 5, dtype=torch.bool).to_sparse()),
+        TypeError,
+        r"attn_mask must be an ordinary tensor; got one of layout torch\.sparse_coo\. Convert it",
     ),
     "dtype": (
         lambda x: sdpa(x, x, x.int()),

@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 import traceback
+import warnings
 from typing import Any
 
 import pytest
@@ -23,6 +24,13 @@ def random(*shape: int, **options: Any) -> Tensor:
 
 def int32(*values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
+
+
+def nested(layout: torch.layout) -> Tensor:
+    rows = [torch.zeros(length, 4, 8) for length in (5, 3)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this is a prototype of torch
+        return torch.nested.nested_tensor(rows, layout=layout)
 
 
 # A valid batch and a valid packed call; a case changes one argument of one of them.
@@ -50,6 +58,24 @@ QKV_CASES = [
         {"v": "v"},
         TypeError,
         "v must be a torch.Tensor; got str.",
+    ),
+    (
+        {"k": random(2, 7, 2, 8).to_sparse()},
+        TypeError,
+        "k must be an ordinary tensor; got one of layout torch.sparse_coo. Convert it with "
+        "k.to_dense().",
+    ),
+    (
+        {"q": nested(torch.strided)},
+        TypeError,
+        "q must be an ordinary tensor; got a nested one. Lay its sequences one after the other and "
+        "pass cu_seqlens_q, or pad them with torch.nested.to_padded_tensor.",
+    ),
+    (
+        {"v": nested(torch.jagged)},
+        TypeError,
+        "v must be an ordinary tensor; got a nested one. Lay its sequences one after the other and "
+        "pass cu_seqlens_q, or pad them with torch.nested.to_padded_tensor.",
     ),
     (
         {"q": torch.ones(2, 5, 4, 8, dtype=torch.int64)},
@@ -164,6 +190,12 @@ OPTION_CASES = [
         "scores, (..., seqlen_q, seqlen_k), belongs in bias as 0 and -inf.",
     ),
     (
+        {"key_padding_mask": torch.ones(2, 7, dtype=torch.bool).to_sparse()},
+        TypeError,
+        "key_padding_mask must be an ordinary tensor; got one of layout torch.sparse_coo. Convert "
+        "it with key_padding_mask.to_dense().",
+    ),
+    (
         {"key_padding_mask": torch.ones(2, 7, dtype=torch.bool, device="meta")},
         ValueError,
         "key_padding_mask must be on the device of q, cpu; got meta. Move it with "
@@ -242,19 +274,19 @@ OPTION_CASES = [
         "dropout_p must be a number; got bool.",
     ),
     (
-        {"dropout_p": 1.0},
+        {"dropout_p": 1.1},
         ValueError,
-        "dropout_p must be in [0, 1), the probability of dropping; got 1.0.",
+        "dropout_p must be in [0, 1], the probability of dropping; got 1.1.",
     ),
     (
         {"dropout_p": -0.1},
         ValueError,
-        "dropout_p must be in [0, 1), the probability of dropping; got -0.1.",
+        "dropout_p must be in [0, 1], the probability of dropping; got -0.1.",
     ),
     (
         {"dropout_p": float("nan")},
         ValueError,
-        "dropout_p must be in [0, 1), the probability of dropping; got nan.",
+        "dropout_p must be in [0, 1], the probability of dropping; got nan.",
     ),
     (
         {"softcap": "tanh"},

@@ -294,6 +294,18 @@ def test_dropped_weights_are_those_of_the_rule(backend, seqlen_q, seqlen_k, drop
             torch.testing.assert_close(inside, expected.to(dtype), rtol=0.01, atol=0)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_all_weights_are_dropped_at_1(backend, packed):
+    inputs = make_inputs([20, 0, 33], packed=packed, with_dlse=True)
+    expected = backend_outputs(inputs, backend)
+    outputs = backend_outputs(inputs.with_options(dropout_p=1.0), backend)
+    assert not outputs.out.any() and not outputs.dv.any()
+    assert torch.equal(outputs.lse, expected.lse)
+    assert outputs.dq.isfinite().all() and outputs.dq.any()  # that of lse
+    plain = backend_outputs(make_inputs([20, 0, 33], packed=packed, dropout_p=1.0), backend)
+    assert not any(x.any() for x in (plain.dq, plain.dk, plain.dv))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_dropped_weights_in_the_gradient_of_the_scores(backend, dtype):
     """dbias shows the mask of the backward pass: with v orthogonal to dout but for kept ones."""
@@ -310,6 +322,21 @@ def test_backends_drop_the_same_weights(cpu_kernels, dtype):
     theirs = backend_outputs(inputs, "reference").out
     # One weight of difference would be 2 * |v| / 65.
     torch.testing.assert_close(ours, theirs, rtol=0.01, atol=0.004)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+def test_a_window_wider_than_any_sequence_is_none(backend, side, packed):
+    """Added to a row, such numbers would overflow."""
+    lengths = {"lengths_q": [40, 3], "lengths_k": [3, 40]}
+    for farthest in (2**30, 2**31 - 1, 2**63 - 1, 2**70):
+        window = (0 if side == "right" else farthest, 0 if side == "left" else farthest)
+        unbounded = tuple(-1 if bound else 0 for bound in window)
+        results = [
+            backend_outputs(make_inputs(**lengths, packed=packed, window=w), backend)
+            for w in (window, unbounded)
+        ]
+        assert_same_bits(*results)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)

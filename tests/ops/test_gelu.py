@@ -221,6 +221,13 @@ def test_without_kernels_the_reference_runs(monkeypatch):
     [
         (None, None, TypeError, "x must be a torch.Tensor; got NoneType."),
         (
+            torch.ones(2, 3).to_sparse(),
+            None,
+            TypeError,
+            "x must be an ordinary tensor; got one of layout torch.sparse_coo. Convert it with "
+            "x.to_dense().",
+        ),
+        (
             torch.ones(2, 3, dtype=torch.int32),
             None,
             TypeError,

@@ -87,6 +87,25 @@ def test_weights_have_gradients(make_bert, make_batch, any_family):
             assert not grad.any(), name
 
 
+@pytest.mark.parametrize("unpad", [None, False])
+@pytest.mark.parametrize("end", ["ForSequenceClassification", "ForTokenClassification"])
+def test_a_loss_has_a_gradient_by_each_weight(make_bert, make_batch, any_family, end, unpad):
+    """Maps of attention that are weighted by their gradients need it."""
+    head = any_family + end
+    batch = make_batch(head)
+    found = []
+    for patched in (False, True):
+        model = make_bert(head)
+        if patched:
+            fastattn.patch(model, unpad=unpad)
+        outputs = model(**batch, output_attentions=True)
+        found.append(torch.autograd.grad(outputs.loss, outputs.attentions))
+    mask = batch["attention_mask"]
+    both = (mask[:, None, :, None] * mask[:, None, None, :]).bool()
+    for expected, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours * both, expected * both, atol=1e-6, rtol=1e-4)
+
+
 def test_weights_are_those_after_dropout(make_bert, make_batch, any_family):
     """In training stock returns what is left after dropout; so do we, and it is what was used."""
     head = any_family + "Model"

@@ -158,6 +158,21 @@ def test_sequences_of_padding_alone(make_bert, make_batch):
     assert all(x.grad is None or x.grad.isfinite().all() for x in model.parameters())
 
 
+@needs_4d_masks
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "Electra", "DistilBert", "ModernBert"])
+@pytest.mark.parametrize("end", ["Model", "ForSequenceClassification"])
+def test_a_head_reads_sequences_of_padding_as_in_stock(
+    make_bert, make_batch, run_step, assert_close, family, end
+):
+    """They too begin with padding. Stock on torch's attention: its eager softmax is a mean then."""
+    stock, ours = (make_bert(family + end, torch.float64) for _ in range(2))
+    stock.set_attn_implementation("sdpa")
+    fastattn.patch(ours)
+    batch = make_batch(family + end)
+    batch["attention_mask"][1] = 0
+    assert_close(run_step(ours, batch), run_step(stock, batch))
+
+
 def test_a_batch_of_padding_alone(make_bert, make_batch):
     model = make_bert("BertForSequenceClassification")
     fastattn.patch(model)

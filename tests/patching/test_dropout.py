@@ -23,6 +23,16 @@ def test_evaluation_has_no_dropout(make_bert, make_batch):
     assert torch.equal(ours(**batch).logits, ours(**batch).logits)
 
 
+@pytest.mark.parametrize("name", ["attention_probs_dropout_prob", "hidden_dropout_prob"])
+def test_all_may_be_dropped(make_bert, make_batch, run_step, assert_close, any_family, name):
+    """Stock takes a probability of 1: nothing of attention, or of a half, is left."""
+    head = any_family + "ForSequenceClassification"
+    stock, ours = (make_bert(head, **{name: 1.0}) for _ in range(2))
+    fastattn.patch(ours)
+    batch = make_batch(head)
+    assert_close(run_step(ours, batch), run_step(stock, batch))
+
+
 def test_the_seed_decides(make_bert, make_batch, run_step):
     model = make_bert("BertForSequenceClassification", **BOTH)
     fastattn.patch(model)

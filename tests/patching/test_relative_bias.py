@@ -110,6 +110,16 @@ def test_masks_with_a_row_for_each_query(make_bert, make_batch, family):
     torch.testing.assert_close(result, expected)
 
 
+@pytest.mark.parametrize("end", ["Model", "ForSequenceClassification", "ForTokenClassification"])
+def test_a_4d_mask_of_keys_keeps_every_row(make_bert, make_batch, run_step, assert_close, end):
+    """Stock's embeddings read it as well."""
+    stock, ours = (make_bert("DebertaV2" + end, torch.float64) for _ in range(2))
+    fastattn.patch(ours)
+    batch = make_batch("DebertaV2" + end)
+    batch["attention_mask"] = batch["attention_mask"][:, None, None].bool()
+    assert_close(run_step(ours, batch), run_step(stock, batch))
+
+
 class OwnAttention(nn.Module):
     """Keeps the place of an attention layer."""
 
