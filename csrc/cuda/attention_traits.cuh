@@ -41,6 +41,7 @@ template <class T_, int kHeadDim_, Variant kVariant>
 struct Traits {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
+  static constexpr int kPanelCols = kHeadDim;  // of a tile in shared memory (tile.cuh)
   static constexpr int kThreads = kNumWarps * kWarpSize;
   static constexpr bool kGeneral = kVariant == Variant::kGeneral;
   static constexpr bool kMayDrop = kVariant != Variant::kPlain;

@@ -84,22 +84,24 @@ class Dropout {
     }
   }
 
-  // Of tiles side by side whose rows are 16 keys, from (row0, col0) on. Everything, if dropout is
-  // off.
-  template <int kTiles>
-  __device__ __forceinline__ KeptScores<kTiles> kept_transposed(int row0, int col0) const {
-    KeptScores<kTiles> kept;
-    if (!is_on()) return kept;
-    kept.bits = 0;
+  // Of kTiles tiles side by side, from (row0, col0) on: of neighbouring keys, or with kTransposed
+  // of neighbouring queries. Everything, if dropout is off.
+  template <bool kTransposed, int kTiles>
+  __device__ __forceinline__ KeptScores<kTiles> kept(int row0, int col0) const {
+    KeptScores<kTiles> scores;
+    if (!is_on()) return scores;
+    scores.bits = 0;
     FASTATTN_UNROLL
     for (int k = 0; k < kTiles; ++k) {
-      const DropoutDraws draws = draw</*kTransposed=*/true>(row0 + philox::kTile * k, col0);
+      const int next = philox::kTile * k;
+      const DropoutDraws draws =
+          draw<kTransposed>(kTransposed ? row0 + next : row0, kTransposed ? col0 : col0 + next);
       FASTATTN_UNROLL
       for (int i = 0; i < 8; ++i) {
-        if (draws.keeps(i % 4, i / 4, threshold_)) kept.bits |= 1u << (8 * k + i);
+        if (draws.keeps(i % 4, i / 4, threshold_)) scores.bits |= 1u << (8 * k + i);
       }
     }
-    return kept;
+    return scores;
   }
 
  private:

@@ -2,7 +2,8 @@
 //
 // A tile is `rows` rows of kHeadDim numbers of 16 bits, in chunks of 16 bytes. Chunks are permuted
 // within a row so that any 8 rows hold one chunk number in 8 different groups of 4 banks: ldmatrix,
-// which reads just that, and the stores of fragments have no bank conflict.
+// which reads just that, and the stores of fragments have no bank conflict. Where rows are longer
+// than Traits::kPanelCols, a tile is panels of that many columns, one behind the other.
 //
 // With g = lane / 4 and t = lane % 4, a thread holds of a 16 x 8 result rows g and g + 8 of columns
 // 2 * t and 2 * t + 1: accumulator i is row g + 8 * (i / 2), column 2 * t + i % 2.
@@ -100,26 +101,32 @@ __device__ __forceinline__ void store_chunk(T* row, int col, int head_dim, uint4
 template <class Traits, int kRows, class T, class IsLive>
 __device__ __forceinline__ void copy_rows(uint32_t smem, const GlobalRows<const T>& src, int row0,
                                           int head_dim, const IsLive& is_live) {
-  using Tile = SmemTile<Traits::kHeadDim>;
+  constexpr int kPanelCols = Traits::kPanelCols;
+  using Tile = SmemTile<kPanelCols>;
   constexpr int kStep = Traits::kThreads / Tile::kChunks >= 32   ? 32
                         : Traits::kThreads / Tile::kChunks >= 16 ? 16
                                                                  : 8;
   static_assert(kRows % kStep == 0 && kStep * Tile::kChunks <= Traits::kThreads, "whole steps");
   const int i = thread_idx().x / Tile::kChunks, chunk = thread_idx().x % Tile::kChunks;
   if (i >= kStep) return;
-  const bool within = chunk * kChunk < head_dim;
-  const T* row = src.data + (row0 + i) * src.row_stride;
-  const uint32_t dst = smem + Tile::offset(i, chunk);  // the permutation repeats every 8 rows
   FASTATTN_UNROLL
-  for (int step = 0; step < kRows; step += kStep) {
-    const bool live = within && is_live(step, i);
-    if (!Traits::kGeneral || src.is_aligned) {
-      cp_async_16(dst + step * Tile::kRowBytes, row + chunk * kChunk, live);
-    } else {
-      sts(dst + step * Tile::kRowBytes,
-          live ? load_chunk(row, chunk * kChunk, head_dim) : uint4{0, 0, 0, 0});
+  for (int panel = 0; panel < Traits::kHeadDim / kPanelCols; ++panel) {
+    const int col = panel * kPanelCols + chunk * kChunk;
+    const bool within = col < head_dim;
+    const T* row = src.data + (row0 + i) * src.row_stride;
+    // The permutation repeats every 8 rows.
+    const uint32_t dst = smem + panel * kRows * Tile::kRowBytes + Tile::offset(i, chunk);
+    FASTATTN_UNROLL
+    for (int step = 0; step < kRows; step += kStep) {
+      const bool live = within && is_live(step, i);
+      if (!Traits::kGeneral || src.is_aligned) {
+        cp_async_16(dst + step * Tile::kRowBytes, row + col, live);
+      } else {
+        sts(dst + step * Tile::kRowBytes,
+            live ? load_chunk(row, col, head_dim) : uint4{0, 0, 0, 0});
+      }
+      row += kStep * src.row_stride;
     }
-    row += kStep * src.row_stride;
   }
 }
 
@@ -228,39 +235,44 @@ __device__ __forceinline__ void pack_left(uint32_t (&a)[4], const float (&left)[
 }
 
 // Writes a warp's 16 * kRowTiles rows, from row0 on and before row_end. They go through a part of
-// shared memory of the warp's own, so that a lane stores 16 bytes and not 4.
+// shared memory of the warp's own, panel by panel, so that a lane stores 16 bytes and not 4.
 template <class Traits, class T, int kRowTiles>
 __device__ __forceinline__ void store_rows(const GlobalRows<T>& dst, int row0, int row_end,
                                            int head_dim, uint32_t smem,
                                            const float (&acc)[kRowTiles][Traits::kHeadDim / 8][4],
                                            const float (&scale)[kRowTiles][2]) {
-  using Tile = SmemTile<Traits::kHeadDim>;
-  const uint32_t row = smem + Tile::offset(quad_row(), 0) + 2 * quad_col();
-  sync_warp();  // the warp has read what lay there
+  constexpr int kPanelCols = Traits::kPanelCols;
+  using Tile = SmemTile<kPanelCols>;
+  const uint32_t fragment = smem + Tile::offset(quad_row(), 0) + 2 * quad_col();
   FASTATTN_UNROLL
-  for (int m = 0; m < kRowTiles; ++m) {
+  for (int col0 = 0; col0 < Traits::kHeadDim; col0 += kPanelCols) {
+    sync_warp();  // the warp has read what lay there
     FASTATTN_UNROLL
-    for (int n = 0; n < Tile::kChunks; ++n) {
+    for (int m = 0; m < kRowTiles; ++m) {
       FASTATTN_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const float x = acc[m][n][2 * half], y = acc[m][n][2 * half + 1];
-        sts(Tile::advance(row, n, 16 * m + 8 * half),
-            pack2<T>(x * scale[m][half], y * scale[m][half]));
+      for (int n = 0; n < Tile::kChunks; ++n) {
+        FASTATTN_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const float (&pair)[4] = acc[m][col0 / 8 + n];
+          const float x = pair[2 * half], y = pair[2 * half + 1];
+          sts(Tile::advance(fragment, n, 16 * m + 8 * half),
+              pack2<T>(x * scale[m][half], y * scale[m][half]));
+        }
       }
     }
-  }
-  sync_warp();
-  FASTATTN_UNROLL
-  for (int i = 0; i < 16 * kRowTiles * Tile::kChunks / kWarpSize; ++i) {
-    const int index = i * kWarpSize + lane_idx();
-    const int row = index / Tile::kChunks, col = index % Tile::kChunks * kChunk;
-    if (row0 + row >= row_end || col >= head_dim) continue;
-    const uint4 chunk = lds<uint4>(smem + Tile::offset(row, col / kChunk));
-    T* dst_row = dst.data + (row0 + row) * dst.row_stride;
-    if (!Traits::kGeneral || dst.is_aligned) {
-      stg(reinterpret_cast<uint4*>(dst_row + col), chunk);
-    } else {
-      store_chunk(dst_row, col, head_dim, chunk);
+    sync_warp();
+    FASTATTN_UNROLL
+    for (int i = 0; i < 16 * kRowTiles * Tile::kChunks / kWarpSize; ++i) {
+      const int index = i * kWarpSize + lane_idx();
+      const int row = index / Tile::kChunks, col = col0 + index % Tile::kChunks * kChunk;
+      if (row0 + row >= row_end || col >= head_dim) continue;
+      const uint4 chunk = lds<uint4>(smem + Tile::offset(row, index % Tile::kChunks));
+      T* dst_row = dst.data + (row0 + row) * dst.row_stride;
+      if (!Traits::kGeneral || dst.is_aligned) {
+        stg(reinterpret_cast<uint4*>(dst_row + col), chunk);
+      } else {
+        store_chunk(dst_row, col, head_dim, chunk);
+      }
     }
   }
 }

@@ -7,10 +7,13 @@
 
 namespace fastattn::cuda {
 
-constexpr int kHopperMaxHeadDim = 64;
+constexpr int kHopperMaxHeadDim = 128;
 
 // Throws std::invalid_argument for what is not compiled in.
 void hopper_attention_fwd(const AttentionParams& params, void* stream);
 void hopper_attention_bwd(const AttentionBwdParams& params, void* stream);
+
+// The last launch of hopper_attention_bwd where the first ones leave dq out; none elsewhere.
+void hopper_attention_dq(const AttentionBwdParams& params, void* stream);
 
 }  // namespace fastattn::cuda

@@ -13,10 +13,13 @@
 // and leaves a block alone on its SM.
 //
 // Of a longer sequence, and where query heads share a key head, a block makes a pass for dk and dv
-// of 512 keys, and passes for dq of 512 queries: seven products a tile instead of five. Sources:
-// Dao, "FlashAttention-2", 2023, algorithm 2; Shah et al., "FlashAttention-3", 2024.
+// of 512 keys, and passes for dq of 512 queries: seven products a tile instead of five. Above
+// head_dim 64, dq would fit for 128 queries only: a block owns 128 keys and computes dk and dv, and
+// attention_dq.cu dq. Sources: Dao, "FlashAttention-2", 2023, algorithm 2; Shah et al.,
+// "FlashAttention-3", 2024.
 #include "cuda/query_grad.cuh"
 #include "hopper/tile.cuh"
+#include "hopper/work.cuh"
 
 namespace fastattn::cuda {
 namespace {
@@ -30,28 +33,31 @@ template <class Traits>
 struct HopperBackward {
   using T = typename Traits::T;
   static constexpr int kHeadDim = Traits::kHeadDim;
+  static constexpr bool kKeepsDq = Traits::kKeepsDq;
   static constexpr int kBlockN = kNumGroups * kGroupRows;
-  static constexpr int kBlockM = 64;
+  // dk and dv of 128 columns take half of the registers, and dropout needs some too.
+  static constexpr int kBlockM = kKeepsDq || !Traits::kMayDrop ? 64 : 32;
   // Queries whose scores are in registers at once; the rules of scores need some too.
   static constexpr int kPart = Traits::kGeneral ? 32 : kBlockM;
-  static constexpr int kOwned = 512;  // queries whose dq fits beside the rest, and keys
+  static constexpr int kOwned = kKeepsDq ? 512 : kBlockN;  // keys, and queries whose dq fits
   using Keys = KeyBlock<kBlockN>;
+  using Items = Work<KeyTiles<kOwned>>;
   using Stats = SmemStats<kBlockM>;
-  static constexpr uint32_t kRowBytes = SmemTile<kHeadDim>::kRowBytes;
-  static constexpr uint32_t kKeyBytes = kBlockN * kRowBytes;
-  static constexpr uint32_t kTileBytes = kBlockM * kRowBytes;
-  static constexpr uint32_t kStageBytes = 2 * kTileBytes;  // q and dout
-  static constexpr uint32_t kDsRowBytes = SmemTile<kBlockM>::kRowBytes;
-  static constexpr uint32_t kDsBytes = kBlockN * kDsRowBytes;
+  using KeyTile = FactorTile<kHeadDim, kBlockN>;
+  using QueryTile = FactorTile<kHeadDim, kBlockM>;
+  using DsTile = FactorTile<kGroupRows, kBlockN>;
+  static constexpr uint32_t kStageBytes = 2 * QueryTile::kBytes;  // q and dout
   static constexpr uint32_t kDqTileBytes = kBlockM * kHeadDim * sizeof(float);
-  // Keys and values; two stages of queries; ds.T for each; dq; statistics; the ring's barriers.
-  static constexpr uint32_t kStages = 2 * kKeyBytes;
+  // Keys and values; two stages of queries; ds.T for each, where results go out too; dq;
+  // statistics; the ring's barriers; the item of work.
+  static constexpr uint32_t kStages = 2 * KeyTile::kBytes;
   static constexpr uint32_t kDs = kStages + 2 * kStageBytes;
-  static constexpr uint32_t kDq = kDs + 2 * kDsBytes;
-  static constexpr uint32_t kStats = kDq + kOwned / kBlockM * kDqTileBytes;
+  static constexpr uint32_t kDq = kDs + (kKeepsDq ? 2 : 1) * DsTile::kBytes;
+  static constexpr uint32_t kStats = kDq + (kKeepsDq ? kOwned / kBlockM * kDqTileBytes : 0);
   static constexpr uint32_t kRing = kStats + 2 * Stats::kBytes;
-  static constexpr uint32_t kSmemBytes = kRing + Ring::kBytes;
-  static_assert(kTileBytes % kTileAlignment == 0, "tiles begin where swizzles do");
+  static constexpr uint32_t kWork = kRing + Ring::kBytes;
+  static constexpr uint32_t kSmemBytes = kWork + Items::kBytes;
+  static_assert(QueryTile::kBytes % kTileAlignment == 0, "tiles begin where swizzles do");
 
   const AttentionBwdParams& params;
   const Sequence& sequence;
@@ -73,12 +79,16 @@ struct HopperBackward {
   __device__ __forceinline__ uint32_t stage(uint32_t n) const {
     return smem + kStages + n % 2 * kStageBytes;
   }
+  __device__ __forceinline__ QueryTile q(uint32_t n) const { return {stage(n)}; }
+  __device__ __forceinline__ QueryTile dout(uint32_t n) const {
+    return {stage(n) + QueryTile::kBytes};
+  }
   __device__ __forceinline__ uint32_t stats(uint32_t n) const {
     return smem + kStats + n % 2 * Stats::kBytes;
   }
   // Where a warp's results, and its rows of ds.T, lie: no other warp writes there.
   __device__ __forceinline__ uint32_t warp_rows() const {
-    return smem + kDs + warp_idx() * kFragmentRows * kDsRowBytes;
+    return smem + kDs + warp_idx() * kFragmentRows * DsTile::kRowBytes;
   }
 
   __device__ __forceinline__ Keys keys_at(int col0, int end) const {
@@ -126,25 +136,25 @@ struct HopperBackward {
                                               const ScoreGrad<Traits>& grad, uint32_t n,
                                               const LiveKeys<kWarpSize>& live, int row0,
                                               int col0) const {
-    const uint32_t own_rows = group * kGroupRows * kRowBytes;
+    const KeyTile k = KeyTile{smem}.from_row(group * kGroupRows);
+    const KeyTile v{k.addr + KeyTile::kBytes};
     FASTATTN_UNROLL
     for (int part = 0; part < kBlockM; part += kPart) {
       float s[kPart / 8][4], dp[kPart / 8][4];
-      const uint32_t q = stage(n) + part * kRowBytes;
       wgmma_fence(s, dp);
-      issue_by_rows<T, kHeadDim>(s, smem + own_rows, q);
-      issue_by_rows<T, kHeadDim>(dp, smem + kKeyBytes + own_rows, q + kTileBytes);
+      issue_by_rows<T>(s, k, q(n).from_row(part));
+      issue_by_rows<T>(dp, v, dout(n).from_row(part));
       wgmma_commit();
       KeptScores<kPart / 16> kept;  // drawn while the products are under way
       if constexpr (Traits::kMayDrop) {
-        kept = grad.dropout.template kept_transposed<kPart / 16>(row0 + part, col0);
+        kept = grad.dropout.template kept</*kTransposed=*/true, kPart / 16>(row0 + part, col0);
       }
       wgmma_wait<0>(s, dp);
       FASTATTN_UNROLL
-      for (int k = 0; k < kPart / 16; ++k) {
-        const int row = part + 16 * k;
-        float (&s_pair)[2][4] = reinterpret_cast<float (&)[2][4]>(s[2 * k]);
-        float (&dp_pair)[2][4] = reinterpret_cast<float (&)[2][4]>(dp[2 * k]);
+      for (int j = 0; j < kPart / 16; ++j) {
+        const int row = part + 16 * j;
+        float (&s_pair)[2][4] = reinterpret_cast<float (&)[2][4]>(s[2 * j]);
+        float (&dp_pair)[2][4] = reinterpret_cast<float (&)[2][4]>(dp[2 * j]);
         float capped[2][4];
         grad.rule.apply(s_pair, capped, ScorePlace<true>::of_tile(row0 + row, col0));
         // A key that is padding would meet weights of any size, and dq would meet them.
@@ -153,7 +163,7 @@ struct HopperBackward {
           if (!live.test(8 * (i % 4 / 2), quad_row())) s_pair[i / 4][i % 4] = -kInfinity;
         }
         grad.compute(s_pair, dp_pair, capped, Stats::read(stats(n), row), /*before_softcap=*/true,
-                     [&](int j, int i) { return kept.keeps(k, j, i); });
+                     [&](int half, int i) { return kept.keeps(j, half, i); });
         pack_left<T>(p[row / 16], s_pair[0], s_pair[1]);
         pack_left<T>(ds[row / 16], dp_pair[0], dp_pair[1]);
       }
@@ -163,9 +173,9 @@ struct HopperBackward {
   // Writes the warp's rows of ds.T, keys, to where warpgroup `fills % 2`s product finds them.
   __device__ __forceinline__ void store_ds(const uint32_t (&ds)[kBlockM / 16][4],
                                            uint32_t n) const {
-    using Tile = SmemTile<kBlockM>;
+    using Tile = SmemTile<kGroupRows>;
     const uint32_t row =
-        warp_rows() + n % 2 * kDsBytes + Tile::offset(quad_row(), 0) + 2 * quad_col();
+        warp_rows() + n % 2 * DsTile::kBytes + Tile::offset(quad_row(), 0) + 2 * quad_col();
     FASTATTN_UNROLL
     for (int k = 0; k < kBlockM / 16; ++k) {
       FASTATTN_UNROLL
@@ -185,7 +195,7 @@ struct HopperBackward {
   __device__ __forceinline__ void add_dq(int local_tile, uint32_t n) const {
     float dq[kHeadDim / 8][4];
     wgmma_fence(dq);
-    issue_transposed<T, kBlockN>(dq, smem + kDs + n % 2 * kDsBytes, smem);
+    issue_transposed<T>(dq, DsTile{smem + kDs + n % 2 * DsTile::kBytes}, KeyTile{smem});
     wgmma_commit();
     wgmma_wait<0>(dq);
     FASTATTN_UNROLL
@@ -204,18 +214,20 @@ struct HopperBackward {
     score_grads(p, ds, grad, n, live, tile * kBlockM, col0 + warp_idx() * kFragmentRows);
     wgmma_fence(results.dv, results.dk, p, ds);
     if (pass.with_dkdv) {
-      issue_by_cols<T>(results.dv, p, stage(n) + kTileBytes);
-      issue_by_cols<T>(results.dk, ds, stage(n));
+      issue_by_cols<T>(results.dv, p, dout(n));
+      issue_by_cols<T>(results.dk, ds, q(n));
     }
     wgmma_commit();
-    if (pass.with_dq) {
-      store_ds(ds, n);
-      const int barrier = 1 + n % 2;
-      if (tile % kNumGroups == group) {
-        named_barrier_sync(barrier, Traits::kThreads);
-        add_dq(tile - pass.row0 / kBlockM, n);
-      } else {
-        named_barrier_arrive(barrier, Traits::kThreads);
+    if constexpr (kKeepsDq) {
+      if (pass.with_dq) {
+        store_ds(ds, n);
+        const int barrier = 1 + n % 2;
+        if (tile % kNumGroups == group) {
+          named_barrier_sync(barrier, Traits::kThreads);
+          add_dq(tile - pass.row0 / kBlockM, n);
+        } else {
+          named_barrier_arrive(barrier, Traits::kThreads);
+        }
       }
     }
     wgmma_wait<0>(results.dv, results.dk);
@@ -295,7 +307,7 @@ struct HopperBackward {
   }
 
   __device__ __forceinline__ void run(const Pass& pass) {
-    if (pass.with_dq) clear_dq(pass);
+    if (kKeepsDq && pass.with_dq) clear_dq(pass);
     Keys keys = keys_at(pass.col0, pass.col_end);
     Queries queries = queries_of(keys, pass);
     begin(keys, queries, pass);
@@ -312,55 +324,51 @@ struct HopperBackward {
       begin(keys, queries, pass);
       if (pass.with_dkdv) store_dkdv(results, col0);
     }
-    if (pass.with_dq) store_dq(pass);
+    if (kKeepsDq && pass.with_dq) store_dq(pass);
+  }
+
+  // The results of up to kOwned keys, from `own` on, and of its share of the queries.
+  __device__ __forceinline__ void compute(int own) {
+    const int sharing = static_cast<int>(params.num_heads / params.num_heads_kv);
+    const int head = kv_head * sharing;
+    const int seqlen_q = sequence.seqlen_q, seqlen_k = sequence.seqlen_k;
+    const bool whole = kKeepsDq && seqlen_q <= kOwned && seqlen_k <= kOwned && sharing == 1;
+    const int col_end = own + kOwned < seqlen_k ? own + kOwned : seqlen_k;
+    // There may be more queries than keys: a sequence's blocks share them out.
+    const int stride = seqlen_k > kOwned ? ceil_div(seqlen_k, kOwned) * kOwned : kOwned;
+    Pass pass{own, col_end, 0, seqlen_q, head, head + sharing, true, whole};
+    while (true) {
+      run(pass);
+      if (whole || !kKeepsDq) return;
+      // The next head, and after the last of them the next queries.
+      const bool first = pass.with_dkdv;
+      pass.head = first || pass.end_head == head + sharing ? head : pass.end_head;
+      pass.end_head = pass.head + 1;
+      if (first)
+        pass.row0 = own;
+      else if (pass.head == head)
+        pass.row0 += stride;
+      if (pass.row0 >= seqlen_q) return;
+      pass.row_end = pass.row0 + kOwned < seqlen_q ? pass.row0 + kOwned : seqlen_q;
+      pass.col0 = 0, pass.col_end = seqlen_k, pass.with_dkdv = false, pass.with_dq = true;
+    }
   }
 };
 
-// Grid: (tiles of kOwned keys of all sequences, at least one of each, num_heads_kv).
+// Grid: that of Items.
 template <class Traits>
 FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, 1)
     hopper_attention_bwd_kernel(const AttentionBwdParams params) {
   using B = HopperBackward<Traits>;
-  constexpr int kOwned = B::kOwned;
-  const int sharing = static_cast<int>(params.num_heads / params.num_heads_kv);
-  const int kv_head = block_idx().y, head = kv_head * sharing;
-  const int some_keys = params.seqlen_k > 0 ? static_cast<int>(params.seqlen_k) : 1;
-  const TilePlace place = find_tile<kOwned>(block_idx().x, params.cu_seqlens_k,
-                                            static_cast<int>(params.batch_size), some_keys);
-  const Sequence sequence(params, place.sequence);
-  const int seqlen_q = sequence.seqlen_q, seqlen_k = sequence.seqlen_k, own = place.row0;
-  if (own > 0 && own >= seqlen_k) return;
   const uint32_t smem = smem_base();
-  B block{params,
-          sequence,
-          kv_head,
-          static_cast<int>(params.head_dim),
-          smem,
-          group_idx(),
-          Ring(smem + B::kRing)};
-  block.ring.init(Traits::kThreads / kWarpSize);
+  const Ring ring(smem + B::kRing);
+  ring.init(Traits::kThreads / kWarpSize);
+  const WorkItem item = B::Items::find(params, smem + B::kWork, /*scratch=*/smem);
+  const Sequence sequence(params, item.sequence);
+  if (item.row0 > 0 && item.row0 >= sequence.seqlen_k) return;
+  B block{params, sequence, item.head, static_cast<int>(params.head_dim), smem, group_idx(), ring};
   sync_threads();  // the barriers of the ring are there
-
-  const bool whole = seqlen_q <= kOwned && seqlen_k <= kOwned && sharing == 1;
-  const int col_end = own + kOwned < seqlen_k ? own + kOwned : seqlen_k;
-  // There may be more queries than keys: a sequence's blocks share them out.
-  const int stride = seqlen_k > kOwned ? ceil_div(seqlen_k, kOwned) * kOwned : kOwned;
-  Pass pass{own, col_end, 0, seqlen_q, head, head + sharing, true, whole};
-  while (true) {
-    block.run(pass);
-    if (whole) return;
-    // The next head, and after the last of them the next queries.
-    const bool first = pass.with_dkdv;
-    pass.head = first || pass.end_head == head + sharing ? head : pass.end_head;
-    pass.end_head = pass.head + 1;
-    if (first)
-      pass.row0 = own;
-    else if (pass.head == head)
-      pass.row0 += stride;
-    if (pass.row0 >= seqlen_q) return;
-    pass.row_end = pass.row0 + kOwned < seqlen_q ? pass.row0 + kOwned : seqlen_q;
-    pass.col0 = 0, pass.col_end = seqlen_k, pass.with_dkdv = false, pass.with_dq = true;
-  }
+  block.compute(item.row0);
 }
 
 }  // namespace
@@ -369,14 +377,11 @@ void hopper_attention_bwd(const AttentionBwdParams& params, void* stream) {
   dispatch_hopper(params, [&](auto traits) {
     using Chosen = decltype(traits);
     using B = HopperBackward<Chosen>;
-    const int64_t some_keys = params.seqlen_k > 0 ? params.seqlen_k : 1;
-    const int64_t tiles = count_tiles<B::kOwned>(params.cu_seqlens_k != nullptr, params.batch_size,
-                                                 some_keys, params.total_k);
     attention_delta(params, stream);
     launch_checked("hopper_attention_bwd_kernel", &hopper_attention_bwd_kernel<Chosen>,
-                   dim3(static_cast<uint32_t>(tiles), static_cast<uint32_t>(params.num_heads_kv)),
-                   Chosen::kThreads, B::kSmemBytes, stream, params);
+                   B::Items::grid(params), Chosen::kThreads, B::kSmemBytes, stream, params);
   });
+  hopper_attention_dq(params, stream);
   if (params.dbias.data != nullptr) attention_dbias(params, stream);
 }
 

@@ -4,12 +4,15 @@
 // stay in registers as left factors. Keys stream by in blocks of 64, through two stages that all
 // threads fill with cp.async: these leave out single rows and write zeros there, which the ends of
 // sequences and padding need, as a weight of 0 does not undo a NaN, and which the copy engine (TMA)
-// cannot do. Barriers in shared memory let one warpgroup be a block of keys ahead of the other. Two
-// blocks share an SM: while one warpgroup is at its softmax, three others have products to run.
+// cannot do. Barriers in shared memory let one warpgroup be a block of keys ahead of the other. Up
+// to head_dim 64 two blocks share an SM: while one warpgroup is at its softmax, three others have
+// products to run. Above, products take twice as long beside the same softmax, and one other
+// warpgroup is enough to hide it.
 // Sources: Dao, "FlashAttention-2", 2023, algorithm 1; Shah et al., "FlashAttention-3", 2024.
 #include "cuda/dropout.cuh"
 #include "cuda/online_softmax.cuh"
-#include "hopper/tile.cuh"
+#include "hopper/key_stream.cuh"
+#include "hopper/work.cuh"
 
 namespace fastattn::cuda {
 namespace {
@@ -18,31 +21,34 @@ template <class Traits>
 struct HopperForward {
   using T = typename Traits::T;
   static constexpr int kHeadDim = Traits::kHeadDim;
+  static constexpr int kBlocksPerSm = kHeadDim <= 64 ? 2 : 1;
   static constexpr int kBlockM = kNumGroups * kGroupRows;
   static constexpr int kBlockN = 64;
-  static constexpr uint32_t kRowBytes = SmemTile<kHeadDim>::kRowBytes;
-  static constexpr uint32_t kTileBytes = kBlockN * kRowBytes;
-  static constexpr uint32_t kStageBytes = 2 * kTileBytes;  // k and v
-  static constexpr uint32_t kQueries = 2 * kStageBytes;    // on their way in, and results out
-  static constexpr uint32_t kRing = kQueries + kBlockM * kRowBytes;
-  static constexpr uint32_t kSmemBytes = kRing + Ring::kBytes;
-  static_assert(kTileBytes % kTileAlignment == 0, "tiles begin where swizzles do");
+  using Stream = KeyStream<Traits, kBlockN>;
+  using Items = Work<QueryTiles<kBlockM>>;
+  using Queries = FactorTile<kHeadDim, kBlockM>;
+  using KeyTile = typename Stream::Tile;
+  // Keys; queries on their way in, and results out; the ring's barriers; the item of work.
+  static constexpr uint32_t kQueries = Stream::kBytes;
+  static constexpr uint32_t kRing = kQueries + Queries::kBytes;
+  static constexpr uint32_t kWork = kRing + Ring::kBytes;
+  static constexpr uint32_t kSmemBytes = kWork + Items::kBytes;
 
   struct State {
-    LeftRows<kHeadDim, 1, /*kHeld=*/true> q;
+    LeftPanels<kHeadDim> q;
     float acc[kHeadDim / 8][4];
     OnlineSoftmax softmax;
   };
 
   // The scores of the warp's 16 rows, from row0 on, with a block of keys, and what follows from
   // them.
-  __device__ __forceinline__ static void attend(State& state, uint32_t stage,
+  __device__ __forceinline__ static void attend(State& state, KeyTile k, KeyTile v,
                                                 const ScoreRule<Traits>& rule,
                                                 const Dropout& dropout, int row0,
                                                 const KeyBlock<kBlockN>& keys) {
     float s[kBlockN / 8][4];
     wgmma_fence(s);
-    issue_by_rows<T>(s, state.q, stage);
+    issue_by_rows<T>(s, state.q, k);
     wgmma_commit();
     wgmma_wait<0>(s);
     float capped[kBlockN / 8][4];
@@ -57,14 +63,14 @@ struct HopperForward {
     }
     uint32_t p[kBlockN / 16][4];
     FASTATTN_UNROLL
-    for (int k = 0; k < kBlockN / 16; ++k) {
+    for (int j = 0; j < kBlockN / 16; ++j) {
       if (Traits::kMayDrop && dropout.is_on()) {
-        dropout.drop(s[2 * k], s[2 * k + 1], row0, keys.col0 + 16 * k);
+        dropout.drop(s[2 * j], s[2 * j + 1], row0, keys.col0 + 16 * j);
       }
-      pack_left<T>(p[k], s[2 * k], s[2 * k + 1]);
+      pack_left<T>(p[j], s[2 * j], s[2 * j + 1]);
     }
     wgmma_fence(state.acc, p);
-    issue_by_cols<T>(state.acc, p, stage + kTileBytes);
+    issue_by_cols<T>(state.acc, p, v);
     wgmma_commit();
     wgmma_wait<0>(state.acc);
   }
@@ -89,60 +95,48 @@ struct HopperForward {
                        sequence.seqlen_q, head_dim, smem,
                        reinterpret_cast<const float (&)[1][kHeadDim / 8][4]>(state.acc), scale);
   }
+
+  __device__ __forceinline__ static void run(const AttentionParams& params, const WorkItem& item,
+                                             uint32_t smem, Ring ring) {
+    const Sequence sequence(params, item.sequence);
+    if (item.row0 >= sequence.seqlen_q) return;
+    const int head_dim = static_cast<int>(params.head_dim);
+    const ScoreRule<Traits> rule(params, sequence, item.head);
+    const Dropout dropout(params, sequence, item.head);
+    const Stream stream(params, sequence, item.head, smem, ring);
+    const Queries queries{smem + kQueries};
+    // Rows behind the last sequence see no key.
+    const int end = sequence.behind_last ? 0 : rule.end_col(item.row0, kBlockM);
+    const auto keys = KeyBlock<kBlockN>::find(params, sequence, rule.first_col(item.row0), end);
+    copy_rows<Traits, kBlockM>(
+        queries.addr, q_rows<Traits, const T>(sequence, params.q, item.head, head_dim), item.row0,
+        head_dim,
+        [&](int step, int i) { return item.row0 + step + i < sequence.seqlen_q && keys.exists(); });
+    stream.copy(keys, 0);
+    cp_async_commit();
+    cp_async_wait<0>();
+    sync_threads();  // queries have landed, and the barriers of the ring are there
+
+    State state{};
+    const int warp_row = warp_idx() * kFragmentRows;
+    state.q.load(queries, warp_row);
+    stream.for_each(keys, [&](const KeyBlock<kBlockN>& block, KeyTile k, KeyTile v) {
+      attend(state, k, v, rule, dropout, item.row0 + warp_row, block);
+    });
+    store(state, params, sequence, item.head, item.row0 + warp_row,
+          queries.from_row(warp_row).addr);
+  }
 };
 
-// Grid: (tiles of kBlockM queries of all sequences, num_heads).
+// Grid: that of Items.
 template <class Traits>
-FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, 2)
+FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, HopperForward<Traits>::kBlocksPerSm)
     hopper_attention_fwd_kernel(const AttentionParams params) {
   using F = HopperForward<Traits>;
-  using T = typename Traits::T;
-  constexpr int kBlockM = F::kBlockM, kBlockN = F::kBlockN;
-  const int head = block_idx().y, head_dim = static_cast<int>(params.head_dim);
-  const int kv_head = head / static_cast<int>(params.num_heads / params.num_heads_kv);
-  const TilePlace place =
-      find_tile<kBlockM>(block_idx().x, params.cu_seqlens_q, static_cast<int>(params.batch_size),
-                         static_cast<int>(params.seqlen_q));
-  const Sequence sequence(params, place.sequence);
-  if (place.row0 >= sequence.seqlen_q) return;
-  const ScoreRule<Traits> rule(params, sequence, head);
-  const Dropout dropout(params, sequence, head);
-  const GlobalRows<const T> q = q_rows<Traits, const T>(sequence, params.q, head, head_dim);
-  const GlobalRows<const T> k = k_rows<Traits, const T>(sequence, params.k, kv_head, head_dim);
-  const GlobalRows<const T> v = k_rows<Traits, const T>(sequence, params.v, kv_head, head_dim);
-
-  const uint32_t smem = smem_base(), q_smem = smem + F::kQueries;
+  const uint32_t smem = smem_base();
   const Ring ring(smem + F::kRing);
   ring.init(Traits::kThreads / kWarpSize);
-  // Rows behind the last sequence see no key.
-  const int end = sequence.behind_last ? 0 : rule.end_col(place.row0, kBlockM);
-  auto keys = KeyBlock<kBlockN>::find(params, sequence, rule.first_col(place.row0), end);
-  copy_rows<Traits, kBlockM>(q_smem, q, place.row0, head_dim, [&](int step, int i) {
-    return place.row0 + step + i < sequence.seqlen_q && keys.exists();
-  });
-  if (keys.exists()) copy_keys<Traits>(smem, k, v, head_dim, keys);
-  cp_async_commit();
-  cp_async_wait<0>();
-  sync_threads();  // queries have landed, and the barriers of the ring are there
-
-  typename F::State state{};
-  const int warp_row = warp_idx() * kFragmentRows;
-  state.q.load(q_smem, warp_row);
-  for (uint32_t n = 0; keys.exists(); ++n) {
-    const auto next = keys.next(params, sequence);
-    if (next.exists()) {
-      ring.wait_until_empty(n + 1);
-      copy_keys<Traits>(smem + (n + 1) % 2 * F::kStageBytes, k, v, head_dim, next);
-    }
-    cp_async_commit();
-    cp_async_wait<1>();
-    ring.filled(n);
-    ring.wait_until_full(n);
-    F::attend(state, smem + n % 2 * F::kStageBytes, rule, dropout, place.row0 + warp_row, keys);
-    ring.emptied(n);
-    keys = next;
-  }
-  F::store(state, params, sequence, head, place.row0 + warp_row, q_smem + warp_row * F::kRowBytes);
+  F::run(params, F::Items::find(params, smem + F::kWork, /*scratch=*/smem), smem, ring);
 }
 
 }  // namespace
@@ -151,11 +145,8 @@ void hopper_attention_fwd(const AttentionParams& params, void* stream) {
   dispatch_hopper(params, [&](auto traits) {
     using Chosen = decltype(traits);
     using F = HopperForward<Chosen>;
-    const int64_t tiles = count_tiles<F::kBlockM>(params.cu_seqlens_q != nullptr, params.batch_size,
-                                                  params.seqlen_q, params.total_q);
     launch_checked("hopper_attention_fwd_kernel", &hopper_attention_fwd_kernel<Chosen>,
-                   dim3(static_cast<uint32_t>(tiles), static_cast<uint32_t>(params.num_heads)),
-                   Chosen::kThreads, F::kSmemBytes, stream, params);
+                   F::Items::grid(params), Chosen::kThreads, F::kSmemBytes, stream, params);
   });
 }
 

@@ -40,7 +40,7 @@ pytestmark = [
 ]
 
 
-HOPPER_KERNELS = ("hopper_attention_bwd_kernel", "hopper_attention_fwd_kernel")
+HOPPER_KERNELS = tuple(f"hopper_attention_{name}_kernel" for name in ("bwd", "dq", "fwd"))
 DISASSEMBLERS = os.pathsep.join(
     [os.environ.get("PATH", ""), *([] if CUOBJDUMP is None else [str(Path(CUOBJDUMP).parent)])]
 )
@@ -143,7 +143,8 @@ def test_a_build_fails_if_products_would_wait_for_each_other(tmp_path):
         "  float c[8][4];\n"
         "  wgmma_fence(c);\n"
         "  if (threadIdx.x > 7) {\n"
-        "    issue_by_rows<half_t, 64>(c, smem_base(), smem_base() + 8192u);\n"
+        "    const FactorTile<64, 64> left{smem_base()}, right{smem_base() + 8192u};\n"
+        "    issue_by_rows<half_t>(c, left, right);\n"
         "  }\n"
         "  wgmma_commit();\n"
         "  wgmma_wait<0>(c);\n"

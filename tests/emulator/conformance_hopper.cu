@@ -92,7 +92,7 @@ struct NarrowRight {
       for (int i = 0; i < 4; ++i) a[k][i] = pack2<T>(1.0f, 1.0f);
     }
     wgmma_fence(c, a);
-    issue_by_cols<T>(c, a, smem_base() + kTileBytes);
+    issue_by_cols<T>(c, a, FactorTile<32, 64>{smem_base() + kTileBytes});
   }
 };
 

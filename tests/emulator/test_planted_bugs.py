@@ -54,6 +54,7 @@ class Bug:
     new: str
     shows: str
     in_unit: str = ""  # what is compiled with the mistake; default: the file
+    head_dim: int = 64  # of the case that shows it, where kernels differ
 
     @property
     def unit(self) -> str:
@@ -138,8 +139,8 @@ BUGS = [
     Bug(
         "rows leave before the warp has written them",
         "tile.cuh",
-        "  sync_warp();\n  FASTATTN_UNROLL\n  for (int i = 0; i < 16 * kRowTiles * Tile::kChunks",
-        "  FASTATTN_UNROLL\n  for (int i = 0; i < 16 * kRowTiles * Tile::kChunks",
+        "    sync_warp();\n    FASTATTN_UNROLL\n    for (int i = 0; i < 16 * kRowTiles * Tile::",
+        "    FASTATTN_UNROLL\n    for (int i = 0; i < 16 * kRowTiles * Tile::",
         "race: .* sync_warp",
         FWD,
     ),
@@ -191,8 +192,8 @@ BUGS = [
     Bug(
         "no zeros where there is no row",
         "tile.cuh",
-        "      cp_async_16(dst + step * Tile::kRowBytes, row + chunk * kChunk, live);\n",
-        "      if (live) cp_async_16(dst + step * Tile::kRowBytes, row + chunk * kChunk, true);\n",
+        "        cp_async_16(dst + step * Tile::kRowBytes, row + col, live);\n",
+        "        if (live) cp_async_16(dst + step * Tile::kRowBytes, row + col, true);\n",
         "uninitialised: ldmatrix",
         FWD,
     ),
@@ -246,8 +247,8 @@ BUGS = [
     Bug(
         "results are stored with another swizzle than they are read with",
         "tile.cuh",
-        "sts(Tile::advance(row, n, ",
-        "sts(Tile::advance(row, n ^ 1, ",
+        "sts(Tile::advance(fragment, n, ",
+        "sts(Tile::advance(fragment, n ^ 1, ",
         WRONG,
         FWD,
     ),
@@ -385,12 +386,14 @@ class Case:
     truth: testing.Outputs
 
 
-def make_case(lengths: list[int], *, num_heads: int, num_heads_kv: int, packed: bool) -> Case:
+def make_case(
+    lengths: list[int], *, num_heads: int, num_heads_kv: int, packed: bool, head_dim: int = 64
+) -> Case:
     inputs = testing.make_inputs(
         lengths,
         num_heads=num_heads,
         num_heads_kv=num_heads_kv,
-        head_dim=64,
+        head_dim=head_dim,
         dtype=torch.float16,
         packed=packed,
         dropout_p=0.1,

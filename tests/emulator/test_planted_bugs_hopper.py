@@ -23,8 +23,17 @@ from tests.emulator.test_planted_bugs import (
     outcome,
 )
 
-FWD, BWD, TILE = "../hopper/attention_fwd.cu", "../hopper/attention_bwd.cu", "../hopper/tile.cuh"
-HOPPER_UNITS = (FWD, BWD)
+FWD, BWD, DQ = (f"../hopper/attention_{name}.cu" for name in ("fwd", "bwd", "dq"))
+TILE, STREAM, WORK = (f"../hopper/{name}.cuh" for name in ("tile", "key_stream", "work"))
+HOPPER_UNITS = (FWD, BWD, DQ)
+# One instantiation of each kernel, of the ones for these head dims.
+HEAD_DIMS = {
+    64: "    if (params.head_dim <= 64) return with_head_dim(element, "
+    "std::integral_constant<int, 64>{});\n",
+    128: "    if (params.head_dim <= kHopperMaxHeadDim) {\n"
+    "      return with_head_dim(element, std::integral_constant<int, kHopperMaxHeadDim>{});\n"
+    "    }\n",
+}
 HOPPER_BASE = [
     *BASE,
     (
@@ -34,6 +43,12 @@ HOPPER_BASE = [
         "",
     ),
 ]
+
+
+def base_for(head_dim: int) -> list[tuple[str, str, str]]:
+    """The changes that leave the kernels for this head_dim."""
+    return [*HOPPER_BASE, *((TILE, text, "") for dim, text in HEAD_DIMS.items() if dim != head_dim)]
+
 
 BUGS = [
     # The ring of stages.
@@ -88,38 +103,43 @@ BUGS = [
     # Forward.
     Bug(
         "fwd: a stage counts as full before its copies have landed",
-        FWD,
-        "    cp_async_wait<1>();\n    ring.filled(n);\n",
-        "    ring.filled(n);\n    cp_async_wait<1>();\n",
+        STREAM,
+        "      cp_async_wait<1>();\n      ring.filled(n);\n",
+        "      ring.filled(n);\n      cp_async_wait<1>();\n",
         "race: |in flight: |fence: ",
+        FWD,
     ),
     Bug(
         "fwd: a wait for one group too few",
-        FWD,
-        "    cp_async_wait<1>();\n",
-        "    cp_async_wait<2>();\n",
+        STREAM,
+        "      cp_async_wait<1>();\n",
+        "      cp_async_wait<2>();\n",
         "in flight: |fence: |race: ",
+        FWD,
     ),
     Bug(
         "fwd: no wait for the other warps' copies",
-        FWD,
-        "    ring.wait_until_full(n);\n",
+        STREAM,
+        "      ring.wait_until_full(n);\n",
         "",
         "race: |in flight: |fence: |uninitialised: ",
+        FWD,
     ),
     Bug(
         "fwd: a stage is filled while others read it",
-        FWD,
-        "      ring.wait_until_empty(n + 1);\n",
+        STREAM,
+        "    ring.wait_until_empty(n);\n",
         "",
         "race: |in flight: ",
+        FWD,
     ),
     Bug(
         "fwd: a stage is released before it is read",
-        FWD,
-        "    ring.wait_until_full(n);\n    F::attend",
-        "    ring.wait_until_full(n);\n    ring.emptied(n);\n    F::attend",
+        STREAM,
+        "      ring.wait_until_full(n);\n",
+        "      ring.wait_until_full(n);\n      ring.emptied(n);\n",
         "race: |in flight: |deadlock: ",
+        FWD,
     ),
     Bug(
         "fwd: scores are used before the product has ended",
@@ -171,8 +191,8 @@ BUGS = [
     Bug(
         "bwd: no barrier before the product that reads ds",
         BWD,
-        "        named_barrier_sync(barrier, Traits::kThreads);\n",
-        "        named_barrier_arrive(barrier, Traits::kThreads);\n",
+        "          named_barrier_sync(barrier, Traits::kThreads);\n",
+        "          named_barrier_arrive(barrier, Traits::kThreads);\n",
         "race: |fence: |uninitialised: ",
     ),
     Bug(
@@ -201,7 +221,7 @@ BUGS = [
     Bug(
         "bwd: dq begins with what lies there",
         BWD,
-        "    if (pass.with_dq) clear_dq(pass);\n",
+        "    if (kKeepsDq && pass.with_dq) clear_dq(pass);\n",
         "",
         "uninitialised: lds",
     ),
@@ -241,53 +261,155 @@ BUGS = [
         WRONG,
         BWD,
     ),
+    # Rows of two panels, and dq apart.
+    Bug(
+        "panels: the second one is multiplied from where the first one lies",
+        TILE,
+        "Factor<kCols>::descriptor(addr + panel * kPanelBytes)",
+        "Factor<kCols>::descriptor(addr + panel * 0)",
+        WRONG,
+        FWD,
+        128,
+    ),
+    Bug(
+        "panels: the second one is copied to where the first one lies",
+        "tile.cuh",
+        "smem + panel * kRows * Tile::kRowBytes + ",
+        "smem + ",
+        "race: |in flight: |uninitialised: ",
+        BWD,
+        128,
+    ),
+    Bug(
+        "panels: results of the first one go out twice",
+        "tile.cuh",
+        "acc[m][col0 / 8 + n]",
+        "acc[m][n]",
+        WRONG,
+        DQ,
+        128,
+    ),
+    Bug(
+        "panels: the second one goes out before the first one has",
+        "tile.cuh",
+        "    sync_warp();  // the warp has read what lay there\n",
+        "",
+        "race: ",
+        BWD,
+        128,
+    ),
+    Bug(
+        "dq: no wait for the last product",
+        DQ,
+        "    wgmma_wait<0>(dq);\n",
+        "",
+        f"wgmma: |race: |in flight: |{WRONG}",
+        head_dim=128,
+    ),
+    Bug(
+        "dq: both warpgroups take the queries of the first",
+        DQ,
+        "q.from_row(group_row)",
+        "q.from_row(0)",
+        WRONG,
+        head_dim=128,
+    ),
+    Bug(
+        "dq: dropout as for keys in rows",
+        DQ,
+        "/*kTransposed=*/false, kBlockN / 16>",
+        "/*kTransposed=*/true, kBlockN / 16>",
+        WRONG,
+        head_dim=128,
+    ),
+    # The item of a block.
+    Bug(
+        "work: costs are compared before all are there",
+        WORK,
+        "    if (i == 0) sts(smem, uint2{0, 0x7fffffffu});\n    sync_threads();\n",
+        "    if (i == 0) sts(smem, uint2{0, 0x7fffffffu});\n",
+        "race: |uninitialised: ",
+        FWD,
+    ),
+    Bug(
+        "work: the item is read before it is found",
+        WORK,
+        "    sync_threads();\n    const uint2 found",
+        "    const uint2 found",
+        "race: ",
+        BWD,
+    ),
+    Bug(
+        "work: a sequence has a tile too many",
+        WORK,
+        "if (local < own.y)",
+        "if (local <= own.y)",
+        "race: ",
+        FWD,
+    ),
+    Bug(
+        "work: sequences of one cost share their tiles",
+        WORK,
+        "static_cast<uint32_t>(kMaxRanked - 1 - i)",
+        "static_cast<uint32_t>(0 * i)",
+        f"race: |{WRONG}",
+        BWD,
+    ),
 ]
 
 
 @pytest.fixture(scope="module")
-def cases() -> list[Case]:
-    # Shared key heads make passes for dk and dv apart from those for dq; the second case needs one
-    # pass, with three blocks of keys, and an odd number of tiles of queries.
-    return [
-        make_case([150, 0, 33], num_heads=2, num_heads_kv=1, packed=True),
-        make_case([70, 300], num_heads=1, num_heads_kv=1, packed=False),
-    ]
+def cases() -> dict[int, list[Case]]:
+    # By head_dim. Shared key heads make passes for dk and dv apart from those for dq; the second
+    # case needs one pass, with three blocks of keys, and an odd number of tiles of queries. Packed
+    # sequences long enough to be ranked, two of which cost the same.
+    return {
+        64: [
+            make_case([150, 0, 33, 350, 140], num_heads=2, num_heads_kv=1, packed=True),
+            make_case([70, 300], num_heads=1, num_heads_kv=1, packed=False),
+        ],
+        128: [make_case([200, 0, 197], num_heads=2, num_heads_kv=1, packed=True, head_dim=128)],
+    }
 
 
-Build = Callable[["Bug | None"], ctypes.CDLL]
+Build = Callable[["Bug | None", int], ctypes.CDLL]
 
 
 @pytest.fixture(scope="module")
 def build(
     changed_sources: Callable[..., Path], compile_library: Callable[..., ctypes.CDLL]
 ) -> Build:
-    """build(bug) -> the kernels with that bug, or without any."""
+    """build(bug, head_dim) -> the kernels for it with that bug, or without any."""
 
-    def build(bug: Bug | None) -> ctypes.CDLL:
-        right = changed_sources(HOPPER_BASE)
+    def build(bug: Bug | None, head_dim: int) -> ctypes.CDLL:
+        base = base_for(head_dim)
+        right = changed_sources(base)
         sources = {unit: (right, right / "cuda" / f"{unit}.cu") for unit in UNITS}
         sources |= {unit: (right, right / "cuda" / unit) for unit in HOPPER_UNITS}
         if bug is not None:
-            wrong = changed_sources([*HOPPER_BASE, (bug.file, bug.old, bug.new)])
+            wrong = changed_sources([*base, (bug.file, bug.old, bug.new)])
             unit = bug.in_unit or bug.file
             sources[unit] = (wrong, wrong / "cuda" / unit)
-        name = "hopper-" + re.sub(r"\W+", "-", bug.name if bug else "attention")
+        name = f"hopper-{head_dim}-" + re.sub(r"\W+", "-", bug.name if bug else "attention")
         driver = (right, DRIVER, "-DFASTATTN_HOPPER")
         return compile_library(name, [driver, *sources.values()])
 
     return build
 
 
-def test_without_a_bug_there_is_no_finding(build: Build, cases: list[Case]) -> None:
-    library = build(None)
-    for case in cases:
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_without_a_bug_there_is_no_finding(
+    build: Build, cases: dict[int, list[Case]], head_dim: int
+) -> None:
+    library = build(None, head_dim)
+    for case in cases[head_dim]:
         assert outcome(library, case) is None
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
-def test_a_planted_bug_is_caught(build: Build, cases: list[Case], bug: Bug) -> None:
-    library = build(bug)
-    outcomes = [outcome(library, case) for case in cases]
+def test_a_planted_bug_is_caught(build: Build, cases: dict[int, list[Case]], bug: Bug) -> None:
+    library = build(bug, bug.head_dim)
+    outcomes = [outcome(library, case) for case in cases[bug.head_dim]]
     assert any(found and re.search(bug.shows, found) for found in outcomes), outcomes
 
 

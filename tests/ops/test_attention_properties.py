@@ -263,7 +263,7 @@ def test_results_are_written_in_full_and_nothing_else(cpu_kernels, case, dtype):
 def test_dropped_weights_are_those_of_the_rule(backend, seqlen_q, seqlen_k, dropout_p, dtype):
     """With equal scores and v = identity, out shows which weights are kept; so does dv."""
     batch, heads = 2, 3
-    head_dim = {"cuda-emulated": 128, "cuda-hopper-emulated": 64}.get(backend, 256)  # the widest
+    head_dim = {"cuda-emulated": 128, "cuda-hopper-emulated": 128}.get(backend, 256)  # the widest
     q = torch.zeros(batch, seqlen_q, heads, head_dim, dtype=dtype)
     k = torch.zeros(batch, seqlen_k, heads, head_dim, dtype=dtype)
     seed = dropout.draw_seed(q.device, torch.Generator().manual_seed(4))

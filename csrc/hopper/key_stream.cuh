@@ -1,0 +1,61 @@
+// Keys as they stream past the queries of a block, for the kernels that own queries.
+#pragma once
+
+#include "hopper/tile.cuh"
+
+namespace fastattn::cuda {
+
+// The keys of a head, kBlockN at a time, in the two stages of a ring. Single rows become zeros:
+// those at the ends of sequences, and padding, whose NaN a weight of 0 would not undo.
+template <class Traits, int kBlockN>
+struct KeyStream {
+  using T = typename Traits::T;
+  using Keys = KeyBlock<kBlockN>;
+  using Tile = FactorTile<Traits::kHeadDim, kBlockN>;
+  static constexpr uint32_t kStageBytes = 2 * Tile::kBytes;  // k and v
+  static constexpr uint32_t kBytes = 2 * kStageBytes;
+  static_assert(Tile::kBytes % kTileAlignment == 0, "tiles begin where swizzles do");
+
+  const AttentionParams& params;
+  const Sequence& sequence;
+  GlobalRows<const T> k, v;
+  uint32_t smem;  // of the stages
+  Ring ring;
+
+  __device__ __forceinline__ KeyStream(const AttentionParams& params_, const Sequence& sequence_,
+                                       int head, uint32_t smem_, Ring ring_)
+      : params(params_), sequence(sequence_), smem(smem_), ring(ring_) {
+    const int kv_head = head / static_cast<int>(params.num_heads / params.num_heads_kv);
+    k = k_rows<Traits, const T>(sequence, params.k, kv_head, head_dim());
+    v = k_rows<Traits, const T>(sequence, params.v, kv_head, head_dim());
+  }
+
+  // Starts the copies of fill number n, if there are such keys.
+  __device__ __forceinline__ void copy(const Keys& keys, uint32_t n) const {
+    if (!keys.exists()) return;
+    ring.wait_until_empty(n);
+    copy_keys<Traits>(stage(n), k, v, head_dim(), keys);
+  }
+
+  // Calls meet(keys, k, v) for each block of keys; the copies of the first one are under way.
+  template <class Function>
+  __device__ __forceinline__ void for_each(Keys keys, const Function& meet) const {
+    for (uint32_t n = 0; keys.exists(); ++n) {
+      const Keys next = keys.next(params, sequence);
+      copy(next, n + 1);
+      cp_async_commit();
+      cp_async_wait<1>();
+      ring.filled(n);
+      ring.wait_until_full(n);
+      meet(keys, Tile{stage(n)}, Tile{stage(n) + Tile::kBytes});
+      ring.emptied(n);
+      keys = next;
+    }
+  }
+
+ private:
+  __device__ __forceinline__ int head_dim() const { return static_cast<int>(params.head_dim); }
+  __device__ __forceinline__ uint32_t stage(uint32_t n) const { return smem + n % 2 * kStageBytes; }
+};
+
+}  // namespace fastattn::cuda
