@@ -72,8 +72,8 @@ class OutputFolder:
         if self.checkpoints.is_dir():
             for entry in self.checkpoints.iterdir():
                 match = _CHECKPOINT.fullmatch(entry.name)
-                # The Trainer writes this file last; without it the run was killed while saving.
-                if match and (entry / "trainer_state.json").is_file():
+                # The Trainer writes this file last; without all of it the run was killed meanwhile.
+                if match and _read_json(entry / "trainer_state.json"):
                     found[int(match[1])] = entry
         return found[max(found)] if found else None
 
@@ -119,11 +119,7 @@ class OutputFolder:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Returns what a file holds, nothing if it is not there or broken."""
-        try:
-            content = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return _read_json(self.path / name)
 
     def start(self, resume: bool) -> None:
         """Makes the folder; a run that starts afresh drops checkpoints and curves of the last."""
@@ -185,6 +181,14 @@ def choose_folder(output: str | None, resume: bool, stem: str = "finetune") -> O
     while _default(stem, number).exists():
         number += 1
     return OutputFolder(_default(stem, max(1, number - 1) if resume else number))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _default(stem: str, number: int) -> Path:

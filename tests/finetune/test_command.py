@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from fastattn.cli.app import app
 from fastattn.finetune import FinetuneConfig, finetune
+from fastattn.finetune.output import OutputFolder
 from fastattn.finetune.recipes import RECIPES
 
 COMMAND = [sys.executable, "-c", "from fastattn.cli import main; main()", "finetune"]
@@ -146,7 +147,7 @@ def test_a_killed_run_goes_on_to_the_same_model(
     )
     folder = tmp_path / "run"
     deadline = time.monotonic() + 300
-    while not list(folder.glob("checkpoints/checkpoint-*/trainer_state.json")):
+    while OutputFolder(folder).last_checkpoint() is None:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)

@@ -10,11 +10,12 @@ import pytest
 from fastattn.finetune.output import OutputFolder, choose_folder
 
 
-def make_checkpoint(folder: Path, step: int, whole: bool = True) -> Path:
+def make_checkpoint(folder: Path, step: int, written: int | None = None) -> Path:
+    """A checkpoint of which so many characters of the last file were written; None: all of them."""
     checkpoint = folder / "checkpoints" / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
-    if whole:
-        (checkpoint / "trainer_state.json").write_text("{}", encoding="utf-8")
+    state = json.dumps({"global_step": step, "log_history": []}, indent=2)
+    (checkpoint / "trainer_state.json").write_text(state[:written], encoding="utf-8")
     return checkpoint
 
 
@@ -87,7 +88,9 @@ def test_starting_afresh_drops_checkpoints_and_only_those(tmp_path: Path) -> Non
 def test_the_last_whole_checkpoint_is_resumed_from(tmp_path: Path) -> None:
     expected = make_checkpoint(tmp_path, 10)
     make_checkpoint(tmp_path, 9)
-    make_checkpoint(tmp_path, 11, whole=False)
+    (make_checkpoint(tmp_path, 11) / "trainer_state.json").unlink()
+    for step, written in ((12, 0), (13, 20)):  # killed in the middle of that file
+        make_checkpoint(tmp_path, step, written)
     assert OutputFolder(tmp_path).check_resumable({"seed": 0}, set()) == expected
 
 
