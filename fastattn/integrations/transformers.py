@@ -47,6 +47,7 @@ _WITHOUT_EFFECT = frozenset(
         "cache_position",
         "deterministic",
         "encoder_hidden_states",
+        "ignore_index",  # of the loss, which heads hand to the model too
         "labels",  # which generate() hands to the encoder of a translation
         "length",  # what tokenizers return beside ids and mask, as the next ones
         "logits_to_keep",
@@ -59,6 +60,7 @@ _WITHOUT_EFFECT = frozenset(
         "position_ids",
         "return_dict",
         "seq_idx",
+        "shift_labels",  # of the loss
         "special_tokens_mask",
         "target_dtype",
         "token_type_ids",

@@ -321,16 +321,16 @@ class _KeepRowsTheLossReads:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if is_packed(kwargs):
             return None
-        labels = argument(head, args, kwargs, self.loss.label)
+        labels, of_next = self._scored_labels(head, args, kwargs)
         mask = argument(head, args, kwargs, "attention_mask")
         if labels is None or mask is None or mask.ndim != 2:
             return None
         is_token = mask != 0
         if torch.compiler.is_compiling() and labels.shape == mask.shape:
             # A graph cannot choose: it takes the padding away, and refuses labels that need it.
-            checked = torch.ops.fastattn.unlabelled_padding(is_token, labels, self.loss.of_next)
+            checked = torch.ops.fastattn.unlabelled_padding(is_token, labels, of_next)
             return with_argument(head, args, kwargs, "attention_mask", checked)
-        if not self._reads_padding(labels, is_token):
+        if labels.shape == mask.shape and not labels_padding(is_token, labels, of_next):
             return None
         if self.says_keep_by == "keyword":
             return args, {**kwargs, KEEP_PADDING: True}
@@ -342,6 +342,12 @@ class _KeepRowsTheLossReads:
         full = full[:, None] if HAS_ATTENTION_INTERFACE else full.to(torch.float32)
         return with_argument(head, args, kwargs, "attention_mask", full)
 
-    def _reads_padding(self, labels: Tensor, is_token: Tensor) -> bool:
-        """Whether a row of padding is scored."""
-        return labels.shape != is_token.shape or labels_padding(is_token, labels, self.loss.of_next)
+    def _scored_labels(
+        self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor | None, bool]:
+        """Returns the labels of the loss, and whether row i is scored against label i + 1."""
+        labels = argument(head, args, kwargs, self.loss.label)
+        of_next = self.loss.of_next
+        # Who splits a sequence over processes shifts its labels before.
+        shifted = kwargs.get("shift_labels") if of_next else None
+        return (labels, of_next) if labels is None or shifted is None else (shifted, False)

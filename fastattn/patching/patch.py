@@ -29,8 +29,9 @@ def patch(
     state, in ``hidden_states`` and in logits per token are those of zero states; forward hooks on
     the layers see (1, total tokens, hidden); attention weights, where asked for, are zero in rows
     of padding that was removed; dropout draws other random bits, by the rule in
-    :mod:`fastattn.dropout`. Hidden states of a batch whose padding was removed are copies, through
-    which a loss of their own has its gradients; another loss has none by them.
+    :mod:`fastattn.dropout`. Hidden states of a batch whose padding was removed, and all of
+    ModernBERT's, are copies, through which a loss of their own has its gradients; another loss has
+    none by them.
 
     Args:
         model: a Transformers model, or a module that holds one, also one wrapped by PEFT. Patch

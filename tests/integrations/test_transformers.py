@@ -360,6 +360,7 @@ def test_keywords_without_effect_and_unknown_ones():
     harmless = dict(use_cache=True, position_ids=torch.arange(5), anything=None, more=False)
     beside_ids = ("length", "offset_mapping", "overflow_to_sample_mapping", "special_tokens_mask")
     harmless |= dict.fromkeys(beside_ids, torch.ones(4))  # a tokenizer's whole result
+    harmless |= dict(shift_labels=torch.ones(4), ignore_index=-1)  # what a loss takes
     out, _ = attention_forward(_Layer(), q, k, v, None, **harmless)
     assert torch.equal(out, expected)
     for name in ("s_aux", "head_mask", "cache"):

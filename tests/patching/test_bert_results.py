@@ -22,6 +22,10 @@ needs_4d_masks = pytest.mark.skipif(
     not HAS_ATTENTION_INTERFACE, reason="BERT of Transformers 4.x takes no 4-D masks"
 )
 
+needs_attention_interface = pytest.mark.skipif(
+    not HAS_ATTENTION_INTERFACE, reason="BERT of Transformers 4.x hands down no keywords"
+)
+
 
 @pytest.fixture(params=["cpu", "reference"])
 def forced_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -102,6 +106,24 @@ def test_labels_in_padding_keep_it(make_bert, make_batch, run_step, assert_close
     batch["labels"] = batch["labels"].clamp(min=0)
     assert_close(run_step(ours, batch), run_step(stock, batch))
     assert set(widths) == {(4, 13)}
+
+
+@needs_attention_interface
+@pytest.mark.parametrize("padding_is_scored", [False, True])
+def test_shifted_labels_in_padding_keep_it(
+    make_bert, make_batch, run_step, assert_close, widths, padding_is_scored
+):
+    """They are scored in the place of labels, each against its own row and not the one before."""
+    head = "BertLMHeadModel"
+    stock, ours = make_bert(head, torch.float64), make_bert(head, torch.float64)
+    fastattn.patch(ours)
+    batch = make_batch(head)
+    shifted = batch["labels"].clamp(min=0) if padding_is_scored else batch["labels"]
+    batch |= {"shift_labels": shifted, "ignore_index": -100}
+    result = run_step(ours, batch)
+    without_padding = (1, int(batch["attention_mask"].sum()))
+    assert set(widths) == {(4, 13) if padding_is_scored else without_padding}
+    assert_close(result, run_step(stock, batch))
 
 
 def test_labels_by_position(make_bert, make_batch, widths):
