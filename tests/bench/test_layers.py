@@ -27,6 +27,7 @@ def test_a_part_has_times_and_rates(op: str) -> None:
     assert found["backward"]["ratio"] > 0.0
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, about torch
 def test_a_compiled_part_is_timed_pass_by_pass() -> None:
     """Without dropout nothing keeps torch's compiler from a backward pass that runs only once."""
     case = LayerCase("x", "layer-norm", 6, 32)

@@ -90,8 +90,8 @@ main()
 @pytest.mark.parametrize(
     ("where", "failing", "message"),
     [
-        ("data", 1, "process 1 of 2: data: data must be a file that exists; got 'none.csv'"),
-        ("data", 0, "data: data must be a file that exists; got 'none.csv'"),
+        ("data", 1, "process 1 of 2: data: data must be a file or folder that exists"),
+        ("data", 0, "error: data: data must be a file or folder that exists"),
         ("training", 1, "process 1 of 2: MemoryError: no memory left"),
     ],
 )

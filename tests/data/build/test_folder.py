@@ -55,7 +55,10 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A build of out that is reading its rows."""
     source = write_lines(tmp_path / "many.jsonl", reviews(30_000))
     command = [*COMMAND, str(source), "--output", str(tmp_path / "out"), *QUICK]
+    # What a shell starts in the background ignores this signal, and so would its children.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, ours)
     until = time.monotonic() + 300
     while not (tmp_path / ".out.partial/work/rows.sqlite").exists():
         assert process.poll() is None and time.monotonic() < until
