@@ -73,9 +73,7 @@ struct HopperDq {
     const ScoreGrad<Traits> grad{rule, dropout, Traits::kMayDrop ? keep_scale(params) : 1.0f};
     const Stream stream(params, sequence, item.head, smem, ring);
     const Queries q{smem + kQueries}, dout{q.addr + Queries::kBytes};
-    // Rows behind the last sequence see no key.
-    const int end = sequence.behind_last ? 0 : rule.end_col(item.row0, kBlockM);
-    const auto keys = KeyBlock<kBlockN>::find(params, sequence, rule.first_col(item.row0), end);
+    const auto keys = stream.first(rule, item.row0, kBlockM);
     copy_queries<Traits, kBlockM>(q.addr, params, sequence, item.head, item.row0,
                                   keys.exists() ? sequence.seqlen_q - item.row0 : 0);
     stream.copy(keys, 0);
@@ -109,11 +107,7 @@ struct HopperDq {
 template <class Traits>
 FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, 1)
     hopper_attention_dq_kernel(const AttentionBwdParams params) {
-  using Q = HopperDq<Traits>;
-  const uint32_t smem = smem_base();
-  const Ring ring(smem + Q::kRing);
-  ring.init(Traits::kThreads / kWarpSize);
-  Q::run(params, Q::Items::find(params, smem + Q::kWork, /*scratch=*/smem), smem, ring);
+  run_item<HopperDq<Traits>>(params);
 }
 
 }  // namespace

@@ -105,9 +105,7 @@ struct HopperForward {
     const Dropout dropout(params, sequence, item.head);
     const Stream stream(params, sequence, item.head, smem, ring);
     const Queries queries{smem + kQueries};
-    // Rows behind the last sequence see no key.
-    const int end = sequence.behind_last ? 0 : rule.end_col(item.row0, kBlockM);
-    const auto keys = KeyBlock<kBlockN>::find(params, sequence, rule.first_col(item.row0), end);
+    const auto keys = stream.first(rule, item.row0, kBlockM);
     copy_rows<Traits, kBlockM>(
         queries.addr, q_rows<Traits, const T>(sequence, params.q, item.head, head_dim), item.row0,
         head_dim,
@@ -132,11 +130,7 @@ struct HopperForward {
 template <class Traits>
 FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, HopperForward<Traits>::kBlocksPerSm)
     hopper_attention_fwd_kernel(const AttentionParams params) {
-  using F = HopperForward<Traits>;
-  const uint32_t smem = smem_base();
-  const Ring ring(smem + F::kRing);
-  ring.init(Traits::kThreads / kWarpSize);
-  F::run(params, F::Items::find(params, smem + F::kWork, /*scratch=*/smem), smem, ring);
+  run_item<HopperForward<Traits>>(params);
 }
 
 }  // namespace

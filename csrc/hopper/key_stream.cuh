@@ -30,6 +30,14 @@ struct KeyStream {
     v = k_rows<Traits, const T>(sequence, params.v, kv_head, head_dim());
   }
 
+  // The first keys of those that some of num_rows queries from row0 on may see. Rows behind the
+  // last sequence see none.
+  __device__ __forceinline__ Keys first(const ScoreRule<Traits>& rule, int row0,
+                                        int num_rows) const {
+    const int end = sequence.behind_last ? 0 : rule.end_col(row0, num_rows);
+    return Keys::find(params, sequence, rule.first_col(row0), end);
+  }
+
   // Starts the copies of fill number n, if there are such keys.
   __device__ __forceinline__ void copy(const Keys& keys, uint32_t n) const {
     if (!keys.exists()) return;
@@ -57,5 +65,16 @@ struct KeyStream {
   __device__ __forceinline__ int head_dim() const { return static_cast<int>(params.head_dim); }
   __device__ __forceinline__ uint32_t stage(uint32_t n) const { return smem + n % 2 * kStageBytes; }
 };
+
+// The body of a kernel whose blocks run one item of queries each. Kernel says where in shared
+// memory the barriers of the ring are, and the item.
+template <class Kernel, class Params>
+__device__ __forceinline__ void run_item(const Params& params) {
+  const uint32_t smem = smem_base();
+  const Ring ring(smem + Kernel::kRing);
+  ring.init(kNumGroups * kGroupWarps);
+  Kernel::run(params, Kernel::Items::find(params, smem + Kernel::kWork, /*scratch=*/smem), smem,
+              ring);
+}
 
 }  // namespace fastattn::cuda
