@@ -213,29 +213,19 @@ def run(
         rows = (q.transpose(1, 2), k.transpose(1, 2)) if heads_first else (q, k)
         for watcher in _watchers:
             watcher(*rows, options, backend)
-    if options.dropout_p < 1.0:
-        return _run(q, k, v, options, seed, backend, heads_first)
-    # No kernel has a draw that drops all. Not _replace(), which not every compiler can trace.
-    out, lse = _run(q, k, v, Options(*options[:-1], dropout_p=0.0), None, backend, heads_first)
-    return F.dropout(out, 1.0), lse
-
-
-def _run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    options: Options,
-    seed: Tensor | None,
-    backend: str,
-    heads_first: bool,
-) -> tuple[Tensor, Tensor]:
+    drops_all = options.dropout_p == 1.0
+    if drops_all:
+        # No kernel has a draw that does. Not _replace(), which not every compiler can trace.
+        options, seed = Options(*options[:-1], dropout_p=0.0), None
     if backend != backends.REFERENCE:
-        return attention_op(q, k, v, options, seed, backend, heads_first)
-    if not heads_first:
-        return _reference(q, k, v, options, seed)
-    q_rows, k_rows, v_rows = (x.transpose(1, 2) for x in (q, k, v))
-    out, lse = _reference(q_rows, k_rows, v_rows, options, seed)
-    return heads_first_like(out, q), lse
+        out, lse = attention_op(q, k, v, options, seed, backend, heads_first)
+    elif not heads_first:
+        out, lse = _reference(q, k, v, options, seed)
+    else:
+        q_rows, k_rows, v_rows = (x.transpose(1, 2) for x in (q, k, v))
+        out, lse = _reference(q_rows, k_rows, v_rows, options, seed)
+        out = heads_first_like(out, q)
+    return F.dropout(out, 1.0) if drops_all else out, lse
 
 
 def describe_call(
