@@ -11,6 +11,7 @@ the script may be killed and started again; --only VARIANT lets several share th
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import math
 import statistics
@@ -98,8 +99,6 @@ def render(name: str) -> None:
 
 def made_with() -> dict[str, Any]:
     """The machine, the versions and the day of a run."""
-    import datetime
-
     from fastattn import environment
 
     found = environment.collect()
@@ -158,16 +157,15 @@ def remedies_table(runs: list[Run]) -> Iterator[str]:
     yield "| | test accuracy | test loss | training loss | gap of the losses | step kept |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for variant, of in by_variant(REMEDIES, runs):
-        test, train = (statistics.mean(run[part]["loss"] for run in of) for part in PARTS)
+        test, train = (
+            statistics.mean(run[part]["loss"] for run in of) for part in ("test", "train")
+        )
         yield (
             f"| {variant} | {mean_and_error([run['test']['accuracy'] for run in of])} | "
             f"{test:.3f} | {train:.3f} | {test - train:.3f} | "
             f"{statistics.mean(run['kept_step'] for run in of):.0f} of "
             f"{max(run['steps'] for run in of)} |"
         )
-
-
-PARTS = ("test", "train")
 
 
 def train_recipe(config: Any) -> Run:

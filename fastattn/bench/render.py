@@ -105,12 +105,11 @@ def _block(root: Path, kind: str, file_name: str) -> str:
     found = _results(root, kind)
     if not found:
         return f"No results yet: `fastattn bench {kind}` measures them."
-    path, result = found[0]
-    if file_name == "README.md" and kind in _SUMMARIES:
-        return _summary(kind, path, result, root)
-    if file_name == "README.md":
-        return _in_detail(path, result, root)
-    return "\n\n".join(_in_detail(path, result, root) for path, result in found)
+    is_short = file_name == "README.md"
+    make = _summary if is_short and kind in _SUMMARIES else _in_detail
+    folder = (root / file_name).parent
+    shown = found[:1] if is_short else found
+    return "\n\n".join(make(path, result, folder) for path, result in shown)
 
 
 def _picture(kind: str, path: Path, relative_to: Path) -> list[str]:
@@ -120,8 +119,9 @@ def _picture(kind: str, path: Path, relative_to: Path) -> list[str]:
     return [f"![{_ALT[kind]}]({file})"]
 
 
-def _summary(kind: str, path: Path, result: dict[str, Any], root: Path) -> str:
-    picture = _picture(kind, path, root) if kind == "bert" else []
+def _summary(path: Path, result: dict[str, Any], folder: Path) -> str:
+    kind = result["kind"]
+    picture = _picture(kind, path, folder) if kind == "bert" else []
     table = _SUMMARIES[kind](result).markdown()
     if kind == "bert":  # the picture is enough for the first screen
         table = f"<details><summary>The same as a table</summary>\n\n{table}\n\n</details>"
@@ -129,10 +129,10 @@ def _summary(kind: str, path: Path, result: dict[str, Any], root: Path) -> str:
     return "\n\n".join([*picture, table, *_list(notes), tables.provenance(result)])
 
 
-def _in_detail(path: Path, result: dict[str, Any], root: Path) -> str:
+def _in_detail(path: Path, result: dict[str, Any], folder: Path) -> str:
     kind = result["kind"]
     shown, notes = tables.shown(result)
-    parts = [*_picture(kind, path, root / "bench"), *(table.markdown() for table in shown)]
+    parts = [*_picture(kind, path, folder), *(table.markdown() for table in shown)]
     return "\n\n".join([*parts, *_list(notes), tables.provenance(result)])
 
 
