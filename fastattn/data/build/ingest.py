@@ -19,7 +19,7 @@ from fastattn.data.built import is_built
 from fastattn.data.clean import text_key
 from fastattn.data.readers import BadRow, Record, SourceFile, find_files, read_any_rows
 from fastattn.data.readers.hub import read_hub_sets
-from fastattn.data.readers.sources import SPLIT_NAMES, SUFFIXES, unread_files
+from fastattn.data.readers.sources import CONLL, SPLIT_NAMES, SUFFIXES, TABLES, unread_files
 from fastattn.data.tasks import RowProblem, TaskRow, task_row
 from fastattn.errors import DataError
 
@@ -113,14 +113,12 @@ def _origins(config: BuildConfig, unread: list[str]) -> Iterator[_Origin]:
         yield _file_origin(file._replace(name=name), config)
 
 
-_TABLES = (".csv", ".tsv", ".tab")
-_CONLL = (".conll", ".iob", ".iob2", ".bio", ".txt")
 # Settings of how files are read: the kinds of files that they are about, and what to call these.
 _OF_FILES = {
-    "delimiter": (_TABLES, "a CSV or TSV file"),
-    "quotes": (_TABLES, "a CSV or TSV file"),
-    "token_column": (_CONLL, "a CoNLL file"),
-    "tag_column": (_CONLL, "a CoNLL file"),
+    "delimiter": (TABLES, "a CSV or TSV file"),
+    "quotes": (TABLES, "a CSV or TSV file"),
+    "token_column": ((*CONLL, ".txt"), "a CoNLL file"),
+    "tag_column": ((*CONLL, ".txt"), "a CoNLL file"),
     "whole_files": ((".txt",), "a text file"),
     "encoding": (tuple(x for x in SUFFIXES if x != ".parquet"), "a text file"),
 }

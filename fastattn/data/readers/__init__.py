@@ -28,7 +28,13 @@ from fastattn.data.readers.record import (
     row_error,
     strict,
 )
-from fastattn.data.readers.sources import SourceFile, find_files, split_of
+from fastattn.data.readers.sources import (
+    JSON_LINES,
+    TABLES,
+    SourceFile,
+    find_files,
+    split_of,
+)
 from fastattn.data.readers.tables import read_table
 from fastattn.errors import DataError
 
@@ -81,9 +87,9 @@ def read_any_rows(
     """
     suffix = file.path.suffix.lower()
     try:
-        if suffix in (".csv", ".tsv", ".tab"):
+        if suffix in TABLES:
             yield from read_table(file.path, file.name, options, required)
-        elif suffix in (".jsonl", ".ndjson"):
+        elif suffix in JSON_LINES:
             yield from read_json_lines(file.path, file.name, options)
         elif suffix == ".json":
             yield from read_json(file.path, file.name, options)

@@ -17,10 +17,11 @@ SPLIT_NAMES = {
 }
 # What ends the names of the parts of a split, as the Hub has them: train-00000-of-00002.parquet.
 _PART = re.compile(r"-\d+-of-\d+$")
-SUFFIXES = (
-    *(".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet"),
-    *(".conll", ".iob", ".iob2", ".bio", ".txt"),
-)
+TABLES = (".csv", ".tsv", ".tab")
+JSON_LINES = (".jsonl", ".ndjson")
+CONLL = (".conll", ".iob", ".iob2", ".bio")
+# A text file is CoNLL, or lines of text: the task decides.
+SUFFIXES = (*TABLES, *JSON_LINES, ".json", ".parquet", *CONLL, ".txt")
 
 
 class SourceFile(NamedTuple):

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 # After three epochs of this training set the validation set had a BLEU of 69, the source itself
 # has less than 1 (2026-11-28).
 SIZES = {"train": 6_000, "validation": 100, "test": 400}
+SOURCE = "english-german (sentences of a small grammar; combinations held out)"  # for reports
 _SEED = 0
 
 # English singular and plural, German singular and plural, gender.

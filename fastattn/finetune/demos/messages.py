@@ -12,6 +12,7 @@ from typing import Any
 from fastattn.finetune.demos.words import Chooser, part
 
 SIZES = {"train": 2_000, "validation": 250, "test": 800}
+SOURCE = "messages (made-up messages to a shop; wordings held out)"  # for reports
 
 _ABOUT = {
     "account": """

@@ -14,6 +14,7 @@ from fastattn.finetune.demos import words
 from fastattn.finetune.demos.words import Chooser, part
 
 SIZES = {"train": 2_400, "validation": 300, "test": 800}
+SOURCE = "news (made-up sentences; names and wordings held out)"  # for reports
 
 # Sentences by set. In braces: a person, an organisation, a place, a person's surname alone.
 _SENTENCES = """

@@ -19,6 +19,7 @@ from fastattn.finetune.demos.words import Chooser, part
 _PASSAGES = {"train": 600, "validation": 60, "test": 200}
 _QUESTIONS = 4  # a passage
 SIZES = {name: count * _QUESTIONS for name, count in _PASSAGES.items()}
+SOURCE = "passages (made-up facts; names and wordings held out)"  # for reports
 
 # Of each list of five wordings, by set.
 _WORDINGS = {"train": (0, 2), "validation": (2, 3), "test": (3, 5)}

@@ -9,6 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from fastattn.data.peptides import PACKAGED_PEPTIDES
+from fastattn.data.sources import PACKAGED_IMDB
+
 if TYPE_CHECKING:
     from fastattn.finetune.tasks.base import Task
 
@@ -26,11 +29,11 @@ _TASKS = {
 TASK_NAMES = tuple(_TASKS)
 # Data that comes with fastattn or from PyPI, by its names for --data; the one without --data first.
 PACKAGED = {
-    "classification": ("imdb", "peptides"),
+    "classification": (PACKAGED_IMDB, PACKAGED_PEPTIDES),
     "multilabel": ("messages",),
     "token-classification": ("news",),
     "question-answering": ("passages",),
-    "masked-lm": ("imdb",),
+    "masked-lm": (PACKAGED_IMDB,),
     "translation": ("english-german",),
 }
 

@@ -12,7 +12,6 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from fastattn.data.labels import joined_labels
 from fastattn.data.loading import notes_on_labels
-from fastattn.data.sources import Source
 from fastattn.data.tasks import label_names
 from fastattn.errors import DataError
 from fastattn.finetune.config import FinetuneConfig
@@ -43,7 +42,7 @@ class Multilabel(Task):
 
     def load_data(self, config: FinetuneConfig) -> TaskData:
         self._threshold = config.threshold
-        found = drop_unlabelled(_read(config), lambda row: row["labels"])
+        found = drop_unlabelled(read_data(config, messages), lambda row: row["labels"])
         data = split_rows(found, config, lambda row: row["text"])
         self._names = label_names({label for row in data.train for label in row["labels"]})
         if not self._names:
@@ -115,13 +114,6 @@ classify = pipeline('text-classification', {str(folder)!r}, top_k=None, truncati
 for answer in classify(['Where is my parcel? I want my money back.'])[0]:
     if answer['score'] > {self._threshold}:
         print(answer)"""
-
-
-def _read(config: FinetuneConfig) -> Source:
-    if config.packaged_data():
-        sets = {name: messages.rows(name) for name in messages.SIZES}
-        return Source("messages (made-up messages to a shop; wordings held out)", sets)
-    return read_data(config)
 
 
 def _check_labels(data: TaskData, names: list[str]) -> None:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding, EvalPrediction
 
-from fastattn.data.sources import Source
 from fastattn.errors import DataError
 from fastattn.finetune import model as models
 from fastattn.finetune.config import FinetuneConfig
@@ -69,7 +68,7 @@ class QuestionAnswering(Task):
 
     def load_data(self, config: FinetuneConfig) -> TaskData:
         self._max_answer_length = config.max_answer_length
-        found = drop_unlabelled(_read(config), _targets)
+        found = drop_unlabelled(read_data(config, passages), _targets)
         # Questions about one passage are all in one set.
         data = split_rows(found, config, lambda row: row["context"])
         self._may_have_none = not all(_targets(row) for row in data.train)
@@ -206,13 +205,6 @@ def best_span(starts: Any, ends: Any, max_length: int) -> tuple[float, int, int]
         if sums[first] > best[0]:
             best = (float(sums[first]), first, first + length - 1)
     return best
-
-
-def _read(config: FinetuneConfig) -> Source:
-    if config.packaged_data():
-        sets = {name: passages.rows(name) for name in passages.SIZES}
-        return Source("passages (made-up facts; names and wordings held out)", sets)
-    return read_data(config)
 
 
 def _targets(row: Example) -> list[str]:

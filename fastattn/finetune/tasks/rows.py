@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from fastattn.data.clean import text_key
 from fastattn.data.sources import Source, read_rows, unlabelled
@@ -28,12 +28,28 @@ class _Group(NamedTuple):
     label: int = 0  # no classes, in whose proportions to split
 
 
-def read_data(config: FinetuneConfig) -> Source:
-    """Reads all rows of the settings' own data for their task.
+class _Made(Protocol):
+    """A module that makes data, of :mod:`fastattn.finetune.demos`."""
+
+    SOURCE: str
+
+    @property
+    def SIZES(self) -> Mapping[str, int]: ...
+
+    def rows(self, name: str, /) -> Sequence[Example]: ...
+
+
+def read_data(config: FinetuneConfig, made: _Made | None = None) -> Source:
+    """Reads all rows of the settings' data for their task.
+
+    Args:
+        made: makes the task's packaged data. Without it the data must be the user's own.
 
     Raises:
         DataError: it is not there, or a row is not what the task needs; the message says which.
     """
+    if made is not None and config.packaged_data():
+        return Source(made.SOURCE, {name: made.rows(name) for name in made.SIZES})
     return read_rows(config.task, config.data or "", config.layout(), config.data_config)
 
 

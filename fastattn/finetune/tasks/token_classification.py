@@ -16,7 +16,6 @@ from transformers import (
 )
 
 from fastattn.data.packing import IGNORED_LABEL
-from fastattn.data.sources import Source
 from fastattn.errors import DataError
 from fastattn.finetune import model as models
 from fastattn.finetune.config import FinetuneConfig
@@ -63,7 +62,7 @@ class TokenClassification(Task):
 
     def load_data(self, config: FinetuneConfig) -> TaskData:
         self._plain_tags = config.plain_tags
-        found = _read(config)
+        found = read_data(config, news)
         # Short sentences occur again in any text, and in the test sets that others report on.
         data = split_rows(found, config, lambda row: " ".join(row["tokens"]), keep_repeated=True)
         self._names = _tag_names(tag for row in data.train for tag in row["tags"])
@@ -166,13 +165,6 @@ for span in tag('Ingrid Marsh , a lawyer from Halifax , has left Zenith Motors .
             "recall": float(recall_score(targets, answers, zero_division=0)),
             "word_accuracy": float(np.mean([target == answer for target, answer in pairs])),
         }
-
-
-def _read(config: FinetuneConfig) -> Source:
-    if config.packaged_data():
-        sets = {name: news.rows(name) for name in news.SIZES}
-        return Source("news (made-up sentences; names and wordings held out)", sets)
-    return read_data(config)
 
 
 def _check_tags(names: list[str], sentences: int) -> None:

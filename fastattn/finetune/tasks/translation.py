@@ -17,7 +17,6 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
-from fastattn.data.sources import Source
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.demos import english_german
 from fastattn.finetune.tasks.base import (
@@ -48,7 +47,7 @@ class Translation(Task):
 
     def load_data(self, config: FinetuneConfig) -> TaskData:
         # Sources are not to be shared; different ones may well have one translation.
-        return split_rows(_read(config), config, lambda row: row["source"])
+        return split_rows(read_data(config, english_german), config, lambda row: row["source"])
 
     def encode(
         self, examples: Sequence[Example], tokenizer: Any, config: FinetuneConfig
@@ -104,13 +103,6 @@ model = AutoModelForSeq2SeqLM.from_pretrained({str(folder)!r})
 batch = tokenizer(['The old woman does not see my dogs.'], return_tensors='pt')
 found = model.generate(**batch, max_new_tokens=64)
 print(tokenizer.batch_decode(found, skip_special_tokens=True))"""
-
-
-def _read(config: FinetuneConfig) -> Source:
-    if config.packaged_data():
-        sets = {name: english_german.rows(name) for name in english_german.SIZES}
-        return Source("english-german (sentences of a small grammar; combinations held out)", sets)
-    return read_data(config)
 
 
 def _scores(translations: Sequence[str], references: Sequence[str]) -> dict[str, float]:
