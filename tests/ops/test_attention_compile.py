@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
@@ -213,7 +214,7 @@ def test_compile_the_reference(name):
 
 def test_compiled_once_for_many_sizes(cpu_backend):
     """With dynamic shapes, another batch size or length compiles nothing new."""
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled = torch.compile(fastattn.attention, fullgraph=True, backend=counter, dynamic=True)
     # The first sizes all differ: torch takes equal ones for one and the same size.
     for batch, seqlen in ((3, 9), (5, 20), (7, 33)):
