@@ -138,8 +138,9 @@ def collate(case: BertCase, rows: Rows, index: int = 0) -> Pair:
 
     labelled = [{**row, "labels": (i + index) % 2} for i, row in enumerate(rows)]
     stock = dict(DataCollatorWithPadding(texts.tokenizer())(labelled))
-    ours = PackedCollator()(labelled) if case.batching == "packed" else stock
-    return Pair(stock, ours)
+    if case.batching != "packed":
+        return Pair(stock, stock)
+    return Pair(stock, PackedCollator(pad_to_multiple_of=case.pad_to_multiple_of)(labelled))
 
 
 def to_device(batch: Mapping[str, Any], device: str) -> Batch:

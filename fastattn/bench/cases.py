@@ -1,7 +1,7 @@
 """The cases: sizes, lengths and targets, as data. Nothing here runs anything.
 
 Every kind of result has its cases in this one file: the operation (on a CPU and on a GPU), layers,
-memory, models, and the growth of cost with work. ``quick=True`` marks those of a quick run.
+memory, models, epochs, and the growth of cost with work. ``quick=True`` marks those of a quick run.
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ class BertCase:
     max_length: int = 512  # of a text, in tokens
     lengths: Literal["imdb", "glue"] = "imdb"
     batching: Batching = "padded"
+    pad_to_multiple_of: int | None = None  # of packed batches
     rounds: int = 5
     quick_rounds: int = 2
     quick: bool = False
@@ -127,6 +128,32 @@ class BertCase:
     def is_grouped(self) -> bool:
         """Whether texts of like length share a batch."""
         return self.grouped_without_dropout or self.batching == "grouped"
+
+
+@dataclass(frozen=True)
+class EpochsCase:
+    """Epochs of packed IMDB reviews on a patched model. The target is the seconds of training."""
+
+    name: str
+    model: Literal["minilm-l6", "bert-base", "bert-large", "tiny"]
+    batch_size: int
+    dtype: str = "float32"  # bfloat16: autocast
+    compile_mode: Literal["default", "reduce-overhead"] | None = None  # of torch.compile
+    pad_to_multiple_of: int = 512
+    epochs: int = 3
+    num_texts: int | None = None  # all of them
+    max_length: int = 512  # of a text, in tokens
+    quick: bool = False
+    target_s: float | None = None
+
+    @property
+    def bert(self) -> BertCase:
+        """The model, and one step of it."""
+        return BertCase(
+            *(self.name, self.model, "train", self.batch_size, self.dtype, self.max_length),
+            batching="packed",
+            pad_to_multiple_of=self.pad_to_multiple_of,
+        )
 
 
 @dataclass(frozen=True)
@@ -307,6 +334,29 @@ BERT_CASES = (
         *("minilm-grouped-no-dropout-bf16", "minilm-l6", "train", 16, "bfloat16"),
         grouped_without_dropout=True,
     ),
+)
+
+# Few steps of a model of no size: an epoch of a real one takes hours on two cores.
+EPOCHS_CASES = (
+    EpochsCase("tiny-16-eager-fp32", "tiny", 16, num_texts=160, quick=True),
+    EpochsCase("tiny-16-compiled-fp32", "tiny", 16, compile_mode="default", num_texts=160),
+)
+
+
+def _gpu_epochs(batch_size: int, compile_mode: Any) -> EpochsCase:
+    return EpochsCase(
+        f"base-{batch_size}-{compile_mode or 'eager'}-bf16",
+        *("bert-base", batch_size, "bfloat16", compile_mode),
+        pad_to_multiple_of=512 if batch_size < 64 else 1024,  # about ten sizes, few rows to fill
+        quick=batch_size == 32,
+        target_s=45.0,  # on an H200; not measured yet
+    )
+
+
+GPU_EPOCHS_CASES = tuple(
+    _gpu_epochs(batch_size, compile_mode)
+    for batch_size in (16, 32, 64, 128)
+    for compile_mode in (None, "reduce-overhead")
 )
 
 GROWTH_CASES = (

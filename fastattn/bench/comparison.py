@@ -124,6 +124,9 @@ def _passes(result: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
             found[case["name"], case["mode"]] = case
         if "median_ms" in case:
             found[case["name"], "program"] = {"times": {"fastattn": summary(case["times_ms"])}}
+        if "epochs_s" in case:
+            times_ms = [seconds * 1e3 for seconds in case["epochs_s"]]
+            found[case["name"], "epoch"] = {"times": {"fastattn": summary(times_ms)}}
         for point in case.get("points", ()):
             found[case["name"], f"{point['value']:g}"] = point
         for name in ("forward", "backward", "forward_backward"):

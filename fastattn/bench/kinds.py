@@ -59,16 +59,35 @@ def _bert(options: Options, say: Say) -> dict[str, Any]:
 
     chosen, skipped = _chosen(cases.BERT_CASES, options)
     texts.require_packages()
-    from transformers.utils import logging
-
     from fastattn.bench import bert
 
-    logging.set_verbosity_error()  # a new head on the model is what is wanted here
-    logging.disable_progress_bar()
+    _quieten_transformers()
     found = bert.run(
         chosen, quick=options.quick, rounds=options.rounds, say=say, device=options.device
     )
     return found | {"skipped": skipped}
+
+
+def _epochs(options: Options, say: Say) -> dict[str, Any]:
+    from fastattn.bench import texts
+
+    known = cases.GPU_EPOCHS_CASES if options.device == "cuda" else cases.EPOCHS_CASES
+    chosen, skipped = _chosen(known, options)
+    texts.require_packages()
+    from fastattn.bench import epochs
+
+    _quieten_transformers()
+    found = epochs.run(
+        chosen, quick=options.quick, epochs=options.rounds, say=say, device=options.device
+    )
+    return found | {"skipped": skipped | found["skipped"]}
+
+
+def _quieten_transformers() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # a new head on the model is what is wanted here
+    logging.disable_progress_bar()
 
 
 def _install(options: Options, say: Say) -> dict[str, Any]:
@@ -92,6 +111,7 @@ KINDS: dict[str, Callable[[Options, Say], dict[str, Any]]] = {
     "memory": _memory,
     "growth": _growth,
     "bert": _bert,
+    "epochs": _epochs,
     "install": _install,
 }
 

@@ -29,8 +29,13 @@ _GPU_SIZES = (4096, 8192)  # of the square matrices
 
 def measure(device: str, dtypes: Sequence[str]) -> dict[str, Any]:
     """Returns "gflops", by dtype, and "gb_per_s"."""
-    rate = _gpu_gflops if device == "cuda" else peak_gflops
-    return {"gflops": {dtype: rate(dtype) for dtype in dtypes}, "gb_per_s": bandwidth(device)}
+    rates = {dtype: gflops(device, dtype) for dtype in dtypes}
+    return {"gflops": rates, "gb_per_s": bandwidth(device)}
+
+
+def gflops(device: str, dtype: str) -> float:
+    """Returns the peak of arithmetic in a dtype, in GFLOP/s."""
+    return _gpu_gflops(dtype) if device == "cuda" else peak_gflops(dtype)
 
 
 def peak_gflops(dtype: str, repeats: int = 5) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 
 from fastattn.bench import plot, results, support, tables
 
-_KINDS = ("attention", "layers", "memory", "growth", "bert", "install")
+_KINDS = ("attention", "layers", "memory", "growth", "bert", "epochs", "install")
 # README.md: the first picture and table; the operation alone; its memory; what is served.
 BLOCKS = {
     "README.md": ("bert", "attention", "memory", "support"),

@@ -33,7 +33,7 @@ from fastattn import environment
 SCHEMA = "fastattn-bench"
 SCHEMA_VERSION = 1
 
-_KINDS = ("attention", "layers", "memory", "growth", "bert", "install")
+_KINDS = ("attention", "layers", "memory", "growth", "bert", "epochs", "install")
 FILE_NAMES = {
     **{kind: f"cpu-{kind}.json" for kind in _KINDS},
     **{f"gpu-{kind}": f"gpu-{kind}.json" for kind in _KINDS if kind != "install"},

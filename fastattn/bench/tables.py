@@ -150,10 +150,7 @@ def attention_notes(result: Result, with_targets: bool) -> list[str]:
         )
         notes.append(note + (f"; target {scaling['target']:g}." if with_targets else "."))
     if with_targets and result["peak_gflops"]:
-        peaks = ", ".join(
-            f"{rate:,.0f} GFLOP/s in {DTYPES[dtype]}"
-            for dtype, rate in result["peak_gflops"].items()
-        )
+        peaks = _peaks(result)
         notes.append(f"The machine's measured peak, multiply-adds in registers: {peaks}.")
     if with_targets and "peak_gb_per_s" in result:
         notes.append(f"Its bandwidth, by STREAM's triad: {result['peak_gb_per_s']:.1f} GB/s.")
@@ -190,6 +187,39 @@ def bert_summary(result: Result, with_targets: bool) -> Table:
 def _tokens_per_s(case: dict[str, Any]) -> float:
     """Of tokens that are not padding, in ours."""
     return sum(case["tokens"]) / sum(case["times_ms"]["fastattn"]) * 1e3
+
+
+def epochs_summary(result: Result) -> Table:
+    """Seconds of training, what came before it, and what it reached, one line a case."""
+    header = ["case", "compiled", "batches", "steps", "sizes", "padding", "before, s"]
+    header += ["training, s", "target, s", "tokens/s", "GFLOP/s", "of peak"]
+    rows = []
+    for case in result["cases"]:
+        row = [case["name"], case["compile_mode"] or "no", f"{case['batch_size']}"]
+        row += [f"{case['steps']}", f"{len(case['sizes'])}", f"{case['padding']:.1%}"]
+        row += [f"{case['warmup_s']:.1f}", f"{case['training_s']:.1f}", _target(case["target_s"])]
+        row += [f"{case['tokens_per_s']:,.0f}", f"{case['gflops']:,.0f}"]
+        rows.append([*row, f"{case['peak_share']:.1%}"])
+    return Table(header, rows, num_words=2)
+
+
+def epochs_notes(result: Result) -> list[str]:
+    """Sentences about the peak, and about graphs that were compiled while the clock ran."""
+    notes = []
+    if result["peak_gflops"]:
+        notes.append(f"The machine's measured peak: {_peaks(result)}.")
+    late = {case["name"]: case["graphs"]["meanwhile"] for case in result["cases"]}
+    notes += [
+        f"{name}: {count} graphs were compiled during the training, and are in its time."
+        for name, count in late.items()
+        if count
+    ]
+    return notes
+
+
+def _peaks(result: Result) -> str:
+    rates = result["peak_gflops"].items()
+    return ", ".join(f"{rate:,.0f} GFLOP/s in {DTYPES[dtype]}" for dtype, rate in rates)
 
 
 def layers_summary(result: Result) -> Table:
@@ -284,6 +314,8 @@ def shown(result: Result) -> tuple[list[Table], list[str]]:
     if kind == "bert":
         found = [bert_summary(result, with_targets=True)]
         return found + ([] if of_gpu else [bert_profile(result)]), notes
+    if kind == "epochs":
+        return [epochs_summary(result)], epochs_notes(result) + notes
     if kind == "growth":
         return [growth_summary(result), growth_points(result)], notes
     one = {"layers": layers_summary, "memory": memory_summary, "install": install_summary}[kind]

@@ -44,6 +44,11 @@ def draw_reviews(count: int, max_length: int) -> list[dict[str, list[int]]]:
     return [dict(zip(encoded, cells, strict=True)) for cells in zip(*encoded.values(), strict=True)]
 
 
+def num_reviews() -> int:
+    """Returns how many reviews there are to draw from."""
+    return len(_reviews())
+
+
 def draw_lengths(count: int, max_length: int) -> list[int]:
     """Returns the lengths of :func:`draw_reviews` in tokens."""
     return [len(row["input_ids"]) for row in draw_reviews(count, max_length)]

@@ -124,6 +124,24 @@ def bert(
 
 
 @app.command()
+def epochs(
+    device: Device = "cpu",
+    quick: Quick = False,
+    output: Output = None,
+    threads: Threads = None,
+    case: Cases = None,
+    rounds: Annotated[int | None, typer.Option(help="Epochs that each case trains.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Time whole epochs of IMDB, packed, and print their share of the machine's peak.
+
+    On a GPU bert-base in bfloat16, eager and as CUDA graphs; on a CPU some steps of a tiny model.
+    """
+    with clear_errors(debug):
+        _measure("epochs", _options(device, quick, threads, case, rounds), output, threads)
+
+
+@app.command()
 def install(
     quick: Quick = False, output: Output = None, rounds: Rounds = None, debug: Debug = False
 ) -> None:

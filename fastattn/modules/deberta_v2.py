@@ -20,7 +20,7 @@ from fastattn.modules.bert import dropout_p, split_heads
 from fastattn.modules.combined import Mixin
 from fastattn.modules.distances import UnpaddedDistancesEncoder
 from fastattn.modules.fused import products
-from fastattn.ops.padding import PackedLayout, pad_input, sequence_slots
+from fastattn.ops.padding import PackedLayout, pad_sequences
 
 
 class ServedDisentangledAttention(Mixin):
@@ -91,7 +91,7 @@ class ServedDisentangledAttention(Mixin):
     def _by_sequence(self, x: Tensor, layout: PackedLayout | None) -> Tensor:
         """(batch, seqlen, heads, dim), or packed -> (batch * heads, seqlen or max_seqlen, dim)."""
         if layout is not None:
-            x = pad_input(x[0], sequence_slots(layout), layout.batch_size, layout.max_seqlen)
+            x = pad_sequences(x[0], layout)
         return x.transpose(1, 2).flatten(0, 1)
 
 

@@ -40,8 +40,9 @@ CU_SEQLENS = "cu_seq_lens_q"
 MAX_SEQLEN = "max_length_q"
 PACKED = (CU_SEQLENS, "cu_seq_lens_k", MAX_SEQLEN, "max_length_k")
 FIRST_ROWS_OF_PACKED = "first_rows_of_packed"
-# What a head for question answering keeps from its own loss; it passes by here.
-HIDDEN_SPANS = "spans_of_packed"
+# What a head keeps from its own loss, where that would read rows of other sequences, or of none; it
+# passes by here.
+HIDDEN_LABELS = "labels_of_packed"
 
 # The keyword by which a head tells the encoder that it reads rows of padding.
 KEEP_PADDING = "keep_padding"
@@ -124,7 +125,7 @@ class UnpaddedEncoder(Mixin):
         """
         cu_seqlens, _, max_seqlen, _ = (kwargs.pop(name, None) for name in PACKED)
         first_rows = kwargs.pop(FIRST_ROWS_OF_PACKED, False)
-        kwargs.pop(HIDDEN_SPANS, None)
+        kwargs.pop(HIDDEN_LABELS, None)
         layout = sequences_layout(hidden_states, cu_seqlens, max_seqlen)
         layout = layout._replace(only_first_rows=only_first_rows and first_rows)
         outputs = super().forward(hidden_states, layout, *args, **kwargs)

@@ -322,11 +322,26 @@ def has_gaps(mask: Tensor) -> bool:
 
 
 def sequence_slots(layout: PackedLayout) -> Tensor:
-    """Where tokens lie in a (batch * max_seqlen) batch of sequences from their first token on."""
-    lengths = layout.cu_seqlens.diff().long()
-    sequence = torch.repeat_interleave(lengths, output_size=layout.total)
-    position = torch.arange(layout.total, device=lengths.device) - layout.cu_seqlens[sequence]
-    return sequence * layout.max_seqlen + position
+    """Where tokens lie in a (batch * max_seqlen) batch of sequences from their first token on.
+
+    Rows of no sequence get the slot behind the last, batch * max_seqlen, all of them.
+    """
+    starts = layout.cu_seqlens.long()
+    rows = torch.arange(layout.total, device=starts.device)
+    sequence = torch.searchsorted(starts[1:].contiguous(), rows, right=True)
+    slots = sequence * layout.max_seqlen + rows - starts.index_select(0, sequence)
+    return slots.clamp(max=layout.batch_size * layout.max_seqlen)
+
+
+def pad_sequences(rows: Tensor, layout: PackedLayout) -> Tensor:
+    """(total, ...) -> (batch, max_seqlen, ...), sequences from their first token on, then zeros.
+
+    Rows of no sequence are left out, and get a gradient of zero.
+    """
+    size = layout.batch_size * layout.max_seqlen
+    # They all write the row behind the last, which is cut off: nothing reads what it holds.
+    padded = scatter_rows(rows, sequence_slots(layout), size + 1)[:size]
+    return padded.unflatten(0, (layout.batch_size, layout.max_seqlen))
 
 
 def gather_rows(rows: Tensor, indices: Tensor) -> Tensor:

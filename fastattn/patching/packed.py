@@ -9,9 +9,11 @@
 - position ids count from the start of each sequence, by the family's rule;
 - the pooler, and heads for sequences, get the first row of each sequence, or the mean of its rows;
 - models that hand no keywords down say in the mask's place where sequences begin;
-- the loss of question answering is a softmax over the rows of each sequence.
+- the loss of question answering is a softmax over the rows of each sequence;
+- that of ELECTRA's pretraining, which has a label for every row, is a mean over those of sequences.
 
-Heads for rows need nothing: their loss is a mean over the rows that have labels.
+Other heads for rows need nothing: their loss is a mean over the rows that have labels. So rows of
+no sequence, behind the last one, are computed, but nothing reads them: their gradients are zero.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from fastattn.integrations.transformers import refuse_attention_weights_of_packe
 from fastattn.modules.encoder import (
     CU_SEQLENS,
     FIRST_ROWS_OF_PACKED,
-    HIDDEN_SPANS,
+    HIDDEN_LABELS,
     MAX_SEQLEN,
 )
 from fastattn.ops.padding import PackedLayout, sequences_layout, sequences_mask
@@ -42,6 +44,7 @@ from fastattn.patching.registry import Target
 
 _NAME = "packed"
 _SPANS = ("start_positions", "end_positions")
+_LABELS = ("labels",)
 
 
 def is_packed(kwargs: dict[str, Any]) -> bool:
@@ -72,7 +75,9 @@ def serve_packed_batches(target: Target, family: Family) -> None:
         if type(head).__name__.endswith("MultipleChoice"):
             _hook(head, _refuse_choices, None)
         elif _scores_spans(family, head):
-            _hook(head, _HideSpans(_places(head), by), _add_span_loss)
+            _hook(head, _HideLabels(_places(head), by, _SPANS), _add_span_loss)
+        elif type(head).__name__ == "ElectraForPreTraining":
+            _hook(head, _HideLabels(_places(head), by, _LABELS), _add_loss_of_all_rows)
         elif by == "mask":
             _hook(head, _HandDown(_places(head), reads_first_rows), None)
         elif reads_first_rows:
@@ -138,7 +143,7 @@ class _BeforeBody:
             }
         name, tokens, cu_seqlens = type(body).__name__, _tokens(kwargs), kwargs[CU_SEQLENS]
         total = tokens.shape[1]
-        _check(name, tokens, cu_seqlens, kwargs, needs_all=self.by == "mask")
+        _check(name, tokens, cu_seqlens, kwargs)
         wanted = kwargs.get("output_attentions")
         if wanted is None:
             wanted = getattr(body.config, "output_attentions", False)
@@ -156,7 +161,7 @@ class _BeforeBody:
         if self.by == "mask":
             kwargs["attention_mask"] = sequences_mask(cu_seqlens, min(longest, total))
         elif self.by == "masks":
-            kwargs.pop(HIDDEN_SPANS, None)  # the layers refuse keywords that they do not know
+            kwargs.pop(HIDDEN_LABELS, None)  # the layers refuse keywords that they do not know
             first_rows = kwargs.pop(FIRST_ROWS_OF_PACKED, False)
             layout = sequences_layout(tokens, cu_seqlens, longest)
             layout = layout._replace(only_first_rows=first_rows)
@@ -183,7 +188,7 @@ class _HandDown:
 def _handed_down(head: Any, kwargs: dict[str, Any], first_rows: bool) -> dict[str, Any]:
     """Returns the keywords of a head with a mask that says where sequences begin."""
     tokens, cu_seqlens = _tokens(kwargs), kwargs[CU_SEQLENS]
-    _check(type(head).__name__, tokens, cu_seqlens, kwargs, needs_all=True)
+    _check(type(head).__name__, tokens, cu_seqlens, kwargs)
     layout = sequences_layout(tokens, cu_seqlens, _longest(kwargs, tokens.shape[1]))
     return {**kwargs, "attention_mask": layout._replace(only_first_rows=first_rows)}
 
@@ -203,14 +208,8 @@ def _longest(kwargs: dict[str, Any], total: int) -> int:
     return total if torch.compiler.is_compiling() else int(kwargs[CU_SEQLENS].diff().max())
 
 
-def _check(
-    name: str, tokens: Tensor, cu_seqlens: Tensor, kwargs: dict[str, Any], needs_all: bool
-) -> None:
-    """Raises ValueError if the batch is not one of packed sequences.
-
-    Args:
-        needs_all: whether every token must be of a sequence, because padded rows are made of them.
-    """
+def _check(name: str, tokens: Tensor, cu_seqlens: Tensor, kwargs: dict[str, Any]) -> None:
+    """Raises ValueError if the batch is not one of packed sequences."""
     if tokens.shape[0] != 1:
         raise ValueError(
             f"{name}: cu_seq_lens_q must come with input_ids of shape (1, total); got "
@@ -223,23 +222,12 @@ def _check(
                 f"sequences of a batch without padding begin; got both. Leave out {other}."
             )
     if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
-        if needs_all:
-            torch._assert_async(cu_seqlens[-1] == tokens.shape[1], _needs_all(name, "fewer"))
         return  # reading it would wait for the device
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or not _rises(cu_seqlens, tokens.shape[1]):
         raise ValueError(
             f"{name}: cu_seq_lens_q must rise from 0 to at most the number of tokens, "
             f"{tokens.shape[1]}; got {cu_seqlens.tolist()}. Leave out empty sequences."
         )
-    if needs_all and int(cu_seqlens[-1]) != tokens.shape[1]:
-        raise ValueError(_needs_all(name, f"{int(cu_seqlens[-1])} of {tokens.shape[1]}"))
-
-
-def _needs_all(name: str, got: str) -> str:
-    return (
-        f"{name}: cu_seq_lens_q must end with the number of tokens, because this model's bias is "
-        f"computed by sequence; got {got}. Leave out tokens of no sequence."
-    )
 
 
 def _check_positions(name: str, position_ids: Tensor, first: int) -> None:
@@ -264,11 +252,15 @@ def _rises(cu_seqlens: Tensor, total: int) -> bool:
 
 
 def _positions(cu_seqlens: Tensor, total: int) -> Tensor:
-    """(batch + 1,) -> (total,) int64: the place of each row in its sequence; waits for nothing."""
+    """(batch + 1,) -> (total,) int64: the place of each row in its sequence; waits for nothing.
+
+    Rows of no sequence, of which there may be more than a model has positions, are all at 0.
+    """
     rows = torch.arange(total, device=cu_seqlens.device)
     starts = cu_seqlens.long()
     sequence = torch.searchsorted(starts[1:].contiguous(), rows, right=True)
-    return rows - starts.index_select(0, sequence)
+    places = rows - starts.index_select(0, sequence)
+    return places.masked_fill(rows >= starts[-1], 0)
 
 
 def _first_position(body: Any) -> int:
@@ -393,14 +385,12 @@ def _refuse_choices(head: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 @dataclass(frozen=True)
-class _HideSpans:
-    """Before a head for question answering: keeps the spans from its own loss.
-
-    That is a softmax over the whole row of tokens.
-    """
+class _HideLabels:
+    """Before a head whose own loss is over the whole row of tokens: keeps the labels from it."""
 
     places: dict[str, int]
     by: str  # Family.packed_by
+    names: tuple[str, ...]
 
     def __call__(
         self, head: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -410,10 +400,10 @@ class _HideSpans:
         kwargs = dict(zip(self.places, args, strict=False)) | kwargs
         if self.by == "mask":
             kwargs = _handed_down(head, kwargs, first_rows=False)
-        spans = tuple(kwargs.pop(name, None) for name in _SPANS)
-        if any(span is None for span in spans):
+        labels = tuple(kwargs.pop(name, None) for name in self.names)
+        if any(x is None for x in labels):
             return (), kwargs  # no loss, as in stock
-        return (), {**kwargs, HIDDEN_SPANS: spans}
+        return (), {**kwargs, HIDDEN_LABELS: labels}
 
 
 def _add_span_loss(head: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
@@ -421,18 +411,38 @@ def _add_span_loss(head: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out
 
     It is the mean of what the stock head gives for each sequence without padding.
     """
-    spans = kwargs.get(HIDDEN_SPANS)
+    spans = kwargs.get(HIDDEN_LABELS)
     if spans is None:
         return None
-    is_tuple = isinstance(outputs, tuple)
-    logits = outputs[:2] if is_tuple else (outputs.start_logits, outputs.end_logits)
+    logits = outputs[:2]
     longest = _longest(kwargs, logits[0].shape[1])
     losses = [
         _span_loss(x[0], span, kwargs[CU_SEQLENS], longest)
         for x, span in zip(logits, spans, strict=True)
     ]
-    loss = (losses[0] + losses[1]) / 2
-    if is_tuple:
+    return _with_loss(outputs, (losses[0] + losses[1]) / 2)
+
+
+def _add_loss_of_all_rows(
+    head: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
+) -> Any:
+    """After ELECTRA's pretraining head: its loss over the rows of sequences, each of which has one.
+
+    That it scores rows of -100 as well is as in stock, and so is its dtype.
+    """
+    if HIDDEN_LABELS not in kwargs:
+        return None
+    (labels,) = kwargs[HIDDEN_LABELS]
+    logits, end = outputs[0], kwargs[CU_SEQLENS][-1]
+    total = logits.shape[1]
+    is_of_sequence = torch.arange(total, device=logits.device) < end
+    weight = is_of_sequence * (total / end)  # the mean is over all rows
+    return _with_loss(outputs, F.binary_cross_entropy_with_logits(logits, labels.float(), weight))
+
+
+def _with_loss(outputs: Any, loss: Tensor) -> Any:
+    """Returns outputs of a head that computed no loss with one."""
+    if isinstance(outputs, tuple):
         return (loss, *outputs)
     return type(outputs)(**{**outputs, "loss": loss})
 

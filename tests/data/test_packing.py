@@ -76,6 +76,52 @@ def test_padding_of_the_tokenizer_is_left_out():
     assert _lists(PackedCollator()(features)) == _lists(PackedCollator()(FEATURES))
 
 
+def test_tokens_of_no_sequence_fill_a_batch():
+    features = [
+        {**x, "bbox": [[i, 1, i + 3, 4] for i in x["input_ids"]], "position_ids": [2, 3, 4][:n]}
+        for x, n in zip(FEATURES, (3, 2), strict=True)
+    ]
+    plain = PackedCollator()(features)
+    batch = PackedCollator(pad_to_multiple_of=8)(features)
+    assert list(batch) == list(plain)
+    for name in ("input_ids", "token_type_ids", "position_ids", "bbox"):
+        assert batch[name].shape[1] == 8 and batch[name].dtype == plain[name].dtype
+        assert torch.equal(batch[name][:, :5], plain[name])
+        assert all(torch.equal(x, plain[name][0, 0]) for x in batch[name][0, 5:])
+    for name in ("labels", "cu_seq_lens_q", "cu_seq_lens_k"):
+        assert torch.equal(batch[name], plain[name])
+    exact = PackedCollator(pad_to_multiple_of=5)(features)
+    assert torch.equal(exact["input_ids"], plain["input_ids"])
+
+
+@pytest.mark.parametrize("label", [4, 0.5])
+def test_tokens_of_no_sequence_have_no_label(label):
+    features = [{"input_ids": [2, 7, 3], "labels": [label] * 3}]
+    (labels,) = PackedCollator("token", pad_to_multiple_of=4)(features)["labels"]
+    assert labels.tolist() == [label, label, label, -100]
+
+
+@pytest.mark.parametrize(
+    ("longest", "multiple", "bound"),
+    [(1, 256, 64), (64, 256, 64), (65, 256, 128), (200, 256, 256), (200, 8, 208), (3, 1, 10)],
+)
+def test_longest_lengths_are_few(longest, multiple, bound):
+    """A power of two, 64 at least, and the number of tokens at most."""
+    features = [{"input_ids": [5] * longest}, {"input_ids": [5] * 3}, {"input_ids": [5]}]
+    features = features if longest != 3 else [*features, features[0]]
+    batch = PackedCollator(pad_to_multiple_of=multiple)(features)
+    assert batch["max_length_q"] == batch["max_length_k"] == bound
+
+
+@pytest.mark.parametrize("multiple", [0, -8, 2.0, True, "8"])
+def test_multiples_are_counts(multiple, tokenizer):
+    message = "pad_to_multiple_of must be an integer of at least 1, or None; got .*Take an eighth"
+    with pytest.raises(ValueError, match=f"PackedCollator: {message}"):
+        PackedCollator(pad_to_multiple_of=multiple)
+    with pytest.raises(ValueError, match=f"PackedMaskedLMCollator: {message}"):
+        PackedMaskedLMCollator(tokenizer, pad_to_multiple_of=multiple)
+
+
 def test_labels_must_be_of_something():
     with pytest.raises(ValueError, match=r"labels must be 'sequence' or 'token'; got 'word'. Say"):
         PackedCollator("word")
@@ -124,6 +170,14 @@ def test_masked_language_modelling(tokenizer, special_known):
     assert (ids[scored] == tokenizer.mask_token_id).double().mean() > 0.6
     again = PackedMaskedLMCollator(tokenizer, mlm_probability=0.5, seed=3)(features)
     assert torch.equal(again["input_ids"], ids)
+    filled = PackedMaskedLMCollator(
+        tokenizer, mlm_probability=0.5, seed=3, pad_to_multiple_of=1000
+    )(features)
+    total = ids.shape[1]
+    assert torch.equal(filled["input_ids"][:, :total], ids)
+    assert torch.equal(filled["labels"][:, :total], labels)
+    assert filled["labels"].shape == (1, 1000) and (filled["labels"][:, total:] == -100).all()
+    assert (filled["input_ids"][:, total:] == ids[0, 0]).all()
 
 
 def test_the_model_must_be_patched(tokenizer):

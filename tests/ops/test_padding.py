@@ -12,8 +12,10 @@ from fastattn.ops.padding import (
     packed_layout,
     packed_rows,
     pad_input,
+    pad_sequences,
     scatter_rows,
     sequence_slots,
+    sequences_layout,
     unpad_input,
 )
 
@@ -99,6 +101,20 @@ def test_where_tokens_lie_from_their_first_on():
     slots = sequence_slots(layout)
     assert slots.tolist() == [0, 1, 3, 4, 5, 9, 10]
     assert slots.shape == layout.indices.shape
+
+
+def test_rows_of_no_sequence_lie_nowhere():
+    """Behind the last sequence there may be more of them than a sequence has rows."""
+    rows = torch.randn(9, 2, dtype=torch.float64, requires_grad=True)
+    layout = sequences_layout(rows[None], torch.tensor([0, 3, 4]), max_seqlen=4)
+    assert sequence_slots(layout).tolist() == [0, 1, 2, 4, 8, 8, 8, 8, 8]
+    padded = pad_sequences(rows, layout)
+    expected = torch.zeros(2, 4, 2, dtype=torch.float64)
+    expected[0, :3], expected[1, 0] = rows[:3].detach(), rows[3].detach()
+    assert torch.equal(padded, expected)
+    (grad,) = torch.autograd.grad(padded, rows, torch.ones_like(padded))
+    assert torch.equal(grad, (torch.arange(9) < 4).double()[:, None].expand(9, 2))
+    assert torch.autograd.gradcheck(lambda x: pad_sequences(x, layout), (rows,))
 
 
 def test_gaps():

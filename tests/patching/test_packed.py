@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor
 from transformers import DataCollatorWithFlattening
 
@@ -17,6 +18,8 @@ from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
 HEAD = "BertForSequenceClassification"
 ROW_HEADS = ("ForTokenClassification", "ForMaskedLM", "ForPreTraining")
 REFUSED = ("MultipleChoice", "ForCausalLM", "LMHeadModel")
+# What drops all rows by torch's own dropout, in a patched model too.
+TORCH_DROPOUT = ("embeddings.dropout", "embeddings.drop", "out_drop")
 needs_interface = pytest.mark.skipif(
     not HAS_ATTENTION_INTERFACE, reason="heads of Transformers 4.x hand down no keywords"
 )
@@ -35,19 +38,21 @@ def _features(batch: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _packed(batch: dict[str, Any], head: str = HEAD) -> dict[str, Any]:
+def _packed(batch: dict[str, Any], head: str = HEAD, **options: Any) -> dict[str, Any]:
     labels = "token" if head.endswith(ROW_HEADS) else "sequence"
-    return PackedCollator(labels)(_features(batch))
+    return PackedCollator(labels, **options)(_features(batch))
 
 
 def _grads(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
 
 
-def _assert_same_step(stock: Tensor, stock_model: Any, ours: Tensor, our_model: Any) -> None:
+def _assert_same_step(
+    stock: Tensor, stock_model: Any, ours: Tensor, our_model: Any, tol: float = 1e-11
+) -> None:
     stock.backward()
     ours.backward()
-    tolerance = dict(rtol=1e-11, atol=1e-11)
+    tolerance = dict(rtol=tol, atol=tol)
     torch.testing.assert_close(ours, stock, **tolerance)
     torch.testing.assert_close(_grads(our_model), _grads(stock_model), **tolerance)
 
@@ -166,16 +171,97 @@ def test_collators_know_which_models_take_them(make_bert, family):
     PackedCollator(model=model)
 
 
+def _step(model: Any, batch: dict[str, Any], total: int = 28) -> tuple[Tensor, Any]:
+    """The loss, and what a head gives for the first rows; a model without one gets a loss."""
+    torch.manual_seed(5)
+    outputs = model(**batch)
+    tensors = {name: x for name, x in outputs.items() if isinstance(x, Tensor)}
+    assert all(x.isfinite().all() for x in tensors.values())
+    found = {
+        name: x[:, :total] if x.ndim > 1 and x.shape[0] == 1 else x for name, x in tensors.items()
+    }
+    if "loss" in found:
+        return found.pop("loss"), found
+    return torch.stack([x.square().sum() for x in found.values()]).sum(), found
+
+
+def _check_tokens_of_no_sequence(
+    make_bert: Any, make_batch: Any, name: str, fuse: bool = True, **dropout: float
+) -> None:
+    """72 of them, more than the model has positions."""
+    models = [make_bert(name, torch.float64, **dropout) for _ in range(2)]
+    for model in models:
+        fastattn.patch(model, fuse=fuse)
+        for part, module in model.named_modules():
+            if isinstance(module, torch.nn.Dropout) and part.endswith(TORCH_DROPOUT):
+                module.p = 0.0  # the number of rows decides what is drawn after it
+    batch = make_batch(name)
+    plain, filled = _packed(batch, name), _packed(batch, name, pad_to_multiple_of=100)
+    assert filled["input_ids"].shape == (1, 100) and filled["max_length_q"] == 64
+    (expected, outputs), (loss, filled_outputs) = (
+        _step(model, given) for model, given in zip(models, (plain, filled), strict=True)
+    )
+    torch.testing.assert_close(filled_outputs, outputs)
+    # As in stock, some losses are of float32, whatever the model's dtype.
+    tol = 1e-11 if loss.dtype == torch.float64 else 1e-6
+    _assert_same_step(expected, models[0], loss, models[1], tol)
+
+
 @needs_interface
-@pytest.mark.parametrize("end", ["ForMaskedLM", "Model"])
-def test_tokens_of_no_sequence_have_no_bias(make_bert, make_batch, end):
-    for family in ("MPNet", "DebertaV2"):
-        model = make_bert(family + end)
+@pytest.mark.parametrize("fuse", [True, False])
+def test_tokens_of_no_sequence_in_every_head_of_bert(make_bert, make_batch, head, fuse):
+    if head.endswith(REFUSED):
+        pytest.skip("takes no packed batches")
+    _check_tokens_of_no_sequence(make_bert, make_batch, head, fuse)
+
+
+@needs_interface
+def test_tokens_of_no_sequence_in_the_other_families(make_bert, make_batch, family_head):
+    if family_head.endswith(REFUSED):
+        pytest.skip("takes no packed batches")
+    _check_tokens_of_no_sequence(make_bert, make_batch, family_head)
+
+
+@needs_interface
+@pytest.mark.parametrize("end", ["ForSequenceClassification", "ForTokenClassification"])
+def test_tokens_of_no_sequence_leave_dropout_as_it_is(make_bert, make_batch, any_family, end):
+    """Our bits are by row, or by row of a sequence, and these are the last rows."""
+    if not hasattr(transformers, any_family + end):
+        pytest.skip("there is no such head")
+    dropout = {"attention_probs_dropout_prob": 0.3}
+    if any_family not in ("Esm", "ModernBert"):  # whose hidden states torch drops
+        dropout["hidden_dropout_prob"] = 0.3
+    _check_tokens_of_no_sequence(make_bert, make_batch, any_family + end, **dropout)
+
+
+@needs_interface
+def test_tokens_of_no_sequence_under_means(make_bert, make_batch):
+    """ModernBERT's published classifiers read the mean of a sequence's rows."""
+    name = "ModernBertForSequenceClassification"
+    plain, filled = (make_bert(name, torch.float64, classifier_pooling="mean") for _ in range(2))
+    batch = make_batch(name)
+    losses = []
+    for model, options in ((plain, {}), (filled, {"pad_to_multiple_of": 64})):
         fastattn.patch(model)
-        packed = {"input_ids": torch.ones(1, 6).long(), "cu_seq_lens_q": torch.tensor([0, 2, 4])}
-        message = f"{family}{end}: cu_seq_lens_q must end with the number of tokens.* got 4 of 6"
-        with pytest.raises(ValueError, match=message):
-            model(**packed)
+        losses.append(model(**_packed(batch, name, **options)).loss)
+    _assert_same_step(losses[0], plain, losses[1], filled)
+
+
+@needs_interface
+def test_tokens_of_no_sequence_have_no_gradient(make_bert, make_batch):
+    """Neither have their embeddings, nor what hidden states of any layer add up to."""
+    model = make_bert("BertForTokenClassification")
+    fastattn.patch(model)
+    packed = _packed(make_batch("BertForTokenClassification"), "ForTokenClassification")
+    filled = _packed(
+        make_batch("BertForTokenClassification"), "ForTokenClassification", pad_to_multiple_of=32
+    )
+    assert packed["input_ids"].shape == (1, 28)
+    embeds = model.bert.embeddings.word_embeddings(filled.pop("input_ids"))
+    outputs = model(**filled, inputs_embeds=embeds, output_hidden_states=True)
+    states = (embeds, *outputs.hidden_states)
+    for grad in torch.autograd.grad(outputs.loss, states):
+        assert grad[:, :28].any() and not grad[:, 28:].any()
 
 
 @needs_interface

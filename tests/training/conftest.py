@@ -65,8 +65,8 @@ def make_batch(lengths: tuple[int, ...], head: str = SEQUENCES, seed: int = 0) -
     return {**batch, "labels": of_rows if is_of_rows else of_sequences}
 
 
-def pack(batch: dict[str, Tensor]) -> dict[str, Any]:
-    """Makes the packed batch of the same sequences."""
+def pack(batch: dict[str, Tensor], **options: Any) -> dict[str, Any]:
+    """Makes the packed batch of the same sequences, by a collator with these options."""
     rows = batch["attention_mask"].bool()
     features = [
         {
@@ -77,7 +77,7 @@ def pack(batch: dict[str, Tensor]) -> dict[str, Any]:
         for i in range(len(rows))
     ]
     of_rows = "labels" in batch and batch["labels"].ndim == 2
-    return PackedCollator("token" if of_rows else "sequence")(features)
+    return PackedCollator("token" if of_rows else "sequence", **options)(features)
 
 
 def run_step(called: Any, batch: dict[str, Any], model: nn.Module | None = None) -> list[Tensor]:

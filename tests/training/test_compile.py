@@ -42,9 +42,16 @@ FAMILIES = {
         "problem_type": "single_label_classification",
     },
 }
+# Without one, the stock heads set it in their first step, and the second is compiled anew.
+PROBLEM = {"problem_type": "single_label_classification"}
 # The compiler takes the sizes of the first batch for constants, and learns from the second.
 FIRST = ((13, 5, 9, 1), (20, 20, 3, 7), (11, 2))
 LATER = ((30, 8, 8, 8, 4), (17, 16, 2, 9, 9, 9, 4))
+# Of four sequences each, 28 to 96 tokens: 32, 64 or 96 of them with those of no sequence.
+BUCKETED = (
+    *((13, 5, 9, 1), (8, 8, 8, 7), (20, 20, 3, 7), (30, 8, 8, 8), (13, 5, 9, 20), (40, 30, 20, 6)),
+    *((1, 2, 3, 4), (31, 31, 1, 1), (38, 39, 9, 2), (21, 1, 1, 1), (24, 24, 24, 24)),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +93,56 @@ def test_no_graph_breaks_in_the_other_families(tools, family, form):
         given = tools.pack(batch) if form == "packed" else batch
         tools.assert_same(tools.step(compiled, given, ours), tools.step(stock, batch))
     assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_ATTENTION_INTERFACE, reason="4.x takes no packed batches")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("head", ["BertForSequenceClassification", "BertForTokenClassification"])
+def test_as_many_graphs_as_sizes_of_batches(tools, head, backend):
+    """Tokens of no sequence make few sizes of many ragged batches, each a graph or less."""
+    stock, ours = tools.pair(head, num_hidden_layers=1, **PROBLEM)
+    compiled = torch.compile(ours, backend=backend, dynamic=False)
+    sizes = set()
+    for seed, lengths in enumerate(BUCKETED):
+        batch = tools.batch(lengths, head, seed)
+        packed = tools.pack(batch, pad_to_multiple_of=32)
+        sizes.add((packed["input_ids"].shape[1], packed["max_length_q"]))
+        tools.assert_same(tools.step(compiled, packed, ours), tools.step(stock, batch))
+    assert len(sizes) == 3 < len({sum(lengths) for lengths in BUCKETED})
+    assert counters["stats"]["unique_graphs"] == len(sizes)
+    assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_ATTENTION_INTERFACE, reason="patched from Transformers 5 on")
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_tokens_of_no_sequence_in_compiled_models_of_other_families(tools, family):
+    head = f"{family}ForSequenceClassification"
+    stock, ours = tools.pair(head, num_hidden_layers=1, **FAMILIES[family] | PROBLEM)
+    compiled = torch.compile(ours, backend="aot_eager", dynamic=False)
+    graphs = []
+    for seed, lengths in enumerate(BUCKETED[:2]):
+        batch = tools.batch(lengths, head, seed)
+        batch["input_ids"][batch["attention_mask"] == 0] = ours.config.pad_token_id
+        packed = tools.pack(batch, pad_to_multiple_of=32)
+        tools.assert_same(tools.step(compiled, packed, ours), tools.step(stock, batch))
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] <= 2  # what a hook computes before a head is one of its own
+    assert not counters["graph_break"]
+
+
+@pytest.mark.skipif(not HAS_ATTENTION_INTERFACE, reason="4.x takes no packed batches")
+def test_tokens_of_no_sequence_leave_dropout_as_it_is(tools):
+    _, ours = tools.pair(dropout=0.3)
+    ours.bert.embeddings.dropout.p = 0.0  # torch's own: what it draws depends on the rows
+    compiled = torch.compile(ours, backend="aot_eager")
+    batch = tools.batch(FIRST[0])
+    steps = []
+    for options in ({}, {"pad_to_multiple_of": 32}):
+        torch.manual_seed(1)
+        steps.append(tools.step(compiled, tools.pack(batch, **options), ours))
+    tools.assert_same(*steps)
 
 
 def test_a_full_graph_with_dropout(tools):
