@@ -103,8 +103,8 @@ struct HopperBackward {
             ceil_div(end < pass.row_end ? end : pass.row_end, kBlockM)};
   }
 
-  __device__ __forceinline__ RowGrad load_stats(int head, int tile) const {
-    const int i = thread_idx().x;
+  // Of the tile's query i, if it has as many.
+  __device__ __forceinline__ RowGrad load_stats(int head, int tile, int i) const {
     return i < kBlockM ? RowGrad::load(params, sequence, head, tile * kBlockM + i) : RowGrad{};
   }
   __device__ __forceinline__ void copy_tile(uint32_t n, int head, int tile) const {
@@ -115,7 +115,8 @@ struct HopperBackward {
   // Starts the copies of the first queries of a head.
   __device__ __forceinline__ void begin_head(int head, int tile) const {
     copy_tile(fills, head, tile);
-    Stats::store(stats(fills), load_stats(head, tile));
+    const int i = thread_idx().x;
+    Stats::store(stats(fills), i, load_stats(head, tile, i));
     cp_async_commit();
   }
   // Starts the copies of a block of keys and of the first queries that meet it: when those fill
@@ -245,7 +246,7 @@ struct HopperBackward {
       RowGrad next_stats;
       if (next < queries.end_tile) {
         copy_tile(fills + 1, head, next);
-        next_stats = load_stats(head, next);
+        next_stats = load_stats(head, next, thread_idx().x);
       }
       cp_async_commit();
       cp_async_wait<1>();
@@ -253,7 +254,9 @@ struct HopperBackward {
       ring.wait_until_full(fills);
       meet(results, grad, live, queries.tile, keys.col0, fills, pass);
       // Loaded before the products, needed after them.
-      if (next < queries.end_tile) Stats::store(stats(fills + 1), next_stats);
+      if (next < queries.end_tile) {
+        Stats::store(stats(fills + 1), thread_idx().x, next_stats);
+      }
       ring.emptied(fills);
     }
   }

@@ -242,8 +242,8 @@ BUGS = [
     Bug(
         "bwd: statistics of the tile before",
         BWD,
-        "Stats::store(stats(fills + 1), next_stats)",
-        "Stats::store(stats(fills), next_stats)",
+        "Stats::store(stats(fills + 1), thread_idx().x, next_stats)",
+        "Stats::store(stats(fills), thread_idx().x, next_stats)",
         f"race: |uninitialised: |{WRONG}",
     ),
     Bug(
