@@ -80,7 +80,7 @@ struct KeyGrad {
   }
   __device__ __forceinline__ static void store_stats(uint32_t smem, uint32_t stage,
                                                      const RowGrad& stats) {
-    Stats::store(smem + kStats + stage * Stats::kBytes, stats);
+    Stats::store(smem + kStats + stage * Stats::kBytes, thread_idx().x, stats);
   }
 
   // What `rows` queries, from row0 on, give to the warp's keys, from col0 on. Sixteen queries at a

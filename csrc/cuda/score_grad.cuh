@@ -54,9 +54,8 @@ struct SmemStats {
   static constexpr uint32_t kHalf = kRows * sizeof(float);
   static constexpr uint32_t kBytes = 2 * kHalf;
 
-  // Each of the first kRows threads has one query's.
-  __device__ __forceinline__ static void store(uint32_t smem, const RowGrad& stats) {
-    const uint32_t i = thread_idx().x;
+  // Query i has these; a thread without a query says so by an i from kRows on.
+  __device__ __forceinline__ static void store(uint32_t smem, uint32_t i, const RowGrad& stats) {
     if (i >= kRows) return;
     sts(smem + i * static_cast<uint32_t>(sizeof(float)), stats.lse2);
     sts(smem + kHalf + i * static_cast<uint32_t>(sizeof(float)), stats.delta);

@@ -12,9 +12,10 @@
 // of dq has one thread that adds to it, in one order. The dq of 512 queries is 128 KiB of float32,
 // and leaves a block alone on its SM.
 //
-// Of a longer sequence, and where query heads share a key head, a block makes a pass for dk and dv
-// of 512 keys, and passes for dq of 512 queries: seven products a tile instead of five. Above
-// head_dim 64, dq would fit for 128 queries only: a block owns 128 keys and computes dk and dv, and
+// Of two heads with up to 64 queries and keys, each warpgroup computes one, dq in registers too. Of
+// a longer sequence, and where query heads share a key head, a block makes a pass for dk and dv of
+// 512 keys, and passes for dq of 512 queries: seven products a tile instead of five. Above head_dim
+// 64, dq would fit for 128 queries only: a block owns 128 keys and computes dk and dv, and
 // attention_dq.cu dq. Sources: Dao, "FlashAttention-2", 2023, algorithm 2; Shah et al.,
 // "FlashAttention-3", 2024.
 #include "cuda/query_grad.cuh"
@@ -41,7 +42,7 @@ struct HopperBackward {
   static constexpr int kPart = Traits::kGeneral ? 32 : kBlockM;
   static constexpr int kOwned = kKeepsDq ? 512 : kBlockN;  // keys, and queries whose dq fits
   using Keys = KeyBlock<kBlockN>;
-  using Items = Work<KeyTiles<kOwned>>;
+  using Items = Work<KeyTiles<kOwned, /*kMayPair=*/kKeepsDq>>;
   using Stats = SmemStats<kBlockM>;
   using KeyTile = FactorTile<kHeadDim, kBlockN>;
   using QueryTile = FactorTile<kHeadDim, kBlockM>;
@@ -103,8 +104,8 @@ struct HopperBackward {
             ceil_div(end < pass.row_end ? end : pass.row_end, kBlockM)};
   }
 
-  __device__ __forceinline__ RowGrad load_stats(int head, int tile) const {
-    const int i = thread_idx().x;
+  // Of the tile's query i, if it has as many.
+  __device__ __forceinline__ RowGrad load_stats(int head, int tile, int i) const {
     return i < kBlockM ? RowGrad::load(params, sequence, head, tile * kBlockM + i) : RowGrad{};
   }
   __device__ __forceinline__ void copy_tile(uint32_t n, int head, int tile) const {
@@ -115,7 +116,8 @@ struct HopperBackward {
   // Starts the copies of the first queries of a head.
   __device__ __forceinline__ void begin_head(int head, int tile) const {
     copy_tile(fills, head, tile);
-    Stats::store(stats(fills), load_stats(head, tile));
+    const int i = thread_idx().x;
+    Stats::store(stats(fills), i, load_stats(head, tile, i));
     cp_async_commit();
   }
   // Starts the copies of a block of keys and of the first queries that meet it: when those fill
@@ -186,10 +188,10 @@ struct HopperBackward {
 
   // A thread's part of the dq of a tile of queries, four numbers at a time.
   __device__ __forceinline__ uint32_t dq_of(int local_tile) const {
-    const int thread = thread_idx().x % (kGroupWarps * kWarpSize);
+    const int thread = thread_idx().x % kGroupThreads;
     return smem + kDq + local_tile * kDqTileBytes + thread * static_cast<uint32_t>(sizeof(float4));
   }
-  static constexpr uint32_t kDqStep = kGroupWarps * kWarpSize * sizeof(float4);
+  static constexpr uint32_t kDqStep = kGroupThreads * sizeof(float4);
 
   // dq of a tile += ds @ k, by one warpgroup.
   __device__ __forceinline__ void add_dq(int local_tile, uint32_t n) const {
@@ -206,6 +208,14 @@ struct HopperBackward {
     }
   }
 
+  // dv and dk of the warpgroup's keys += p.T @ dout and ds.T @ q, with a stage's queries.
+  __device__ __forceinline__ void issue_dkdv(Results& results, const uint32_t (&p)[kBlockM / 16][4],
+                                             const uint32_t (&ds)[kBlockM / 16][4],
+                                             uint32_t n) const {
+    issue_by_cols<T>(results.dv, p, dout(n));
+    issue_by_cols<T>(results.dk, ds, q(n));
+  }
+
   // What a tile of queries gives to the warpgroup's keys, and gets from all 128.
   __device__ __forceinline__ void meet(Results& results, const ScoreGrad<Traits>& grad,
                                        const LiveKeys<kWarpSize>& live, int tile, int col0,
@@ -213,10 +223,7 @@ struct HopperBackward {
     uint32_t p[kBlockM / 16][4], ds[kBlockM / 16][4];
     score_grads(p, ds, grad, n, live, tile * kBlockM, col0 + warp_idx() * kFragmentRows);
     wgmma_fence(results.dv, results.dk, p, ds);
-    if (pass.with_dkdv) {
-      issue_by_cols<T>(results.dv, p, dout(n));
-      issue_by_cols<T>(results.dk, ds, q(n));
-    }
+    if (pass.with_dkdv) issue_dkdv(results, p, ds, n);
     wgmma_commit();
     if constexpr (kKeepsDq) {
       if (pass.with_dq) {
@@ -245,7 +252,7 @@ struct HopperBackward {
       RowGrad next_stats;
       if (next < queries.end_tile) {
         copy_tile(fills + 1, head, next);
-        next_stats = load_stats(head, next);
+        next_stats = load_stats(head, next, thread_idx().x);
       }
       cp_async_commit();
       cp_async_wait<1>();
@@ -253,7 +260,9 @@ struct HopperBackward {
       ring.wait_until_full(fills);
       meet(results, grad, live, queries.tile, keys.col0, fills, pass);
       // Loaded before the products, needed after them.
-      if (next < queries.end_tile) Stats::store(stats(fills + 1), next_stats);
+      if (next < queries.end_tile) {
+        Stats::store(stats(fills + 1), thread_idx().x, next_stats);
+      }
       ring.emptied(fills);
     }
   }
@@ -272,12 +281,16 @@ struct HopperBackward {
     store_rows<Traits>(rows, row0, row_end, head_dim, warp_rows(),
                        reinterpret_cast<const float (&)[1][kHeadDim / 8][4]>(acc), scale);
   }
-  __device__ __forceinline__ void store_dkdv(const Results& results, int col0) const {
-    const int col = col0 + warp_idx() * kFragmentRows;
-    store(k_rows<Traits, T>(sequence, params.dk, kv_head, head_dim), col, sequence.seqlen_k,
+  __device__ __forceinline__ void store_dkdv(const Results& results, int head, int col) const {
+    store(k_rows<Traits, T>(sequence, params.dk, head, head_dim), col, sequence.seqlen_k,
           results.dk, softmax_scale());
-    store(k_rows<Traits, T>(sequence, params.dv, kv_head, head_dim), col, sequence.seqlen_k,
+    store(k_rows<Traits, T>(sequence, params.dv, head, head_dim), col, sequence.seqlen_k,
           results.dv, keep_scale());
+  }
+  __device__ __forceinline__ void store_dq(const float (&dq)[kHeadDim / 8][4], int head,
+                                           int row) const {
+    store(q_rows<Traits, T>(sequence, params.dq, head, head_dim), row, sequence.seqlen_q, dq,
+          softmax_scale());
   }
 
   // Each warpgroup has the tiles whose dq it computes.
@@ -292,7 +305,7 @@ struct HopperBackward {
       for (int j = 0; j < kHeadDim / 8; ++j) sts(dq_of(tile) + j * kDqStep, float4{0, 0, 0, 0});
     });
   }
-  __device__ __forceinline__ void store_dq(const Pass& pass) const {
+  __device__ __forceinline__ void store_all_dq(const Pass& pass) const {
     for_own_tiles(pass, [&](int tile) {
       float dq[kHeadDim / 8][4];
       FASTATTN_UNROLL
@@ -300,9 +313,8 @@ struct HopperBackward {
         const float4 sum = lds<float4>(dq_of(tile) + j * kDqStep);
         dq[j][0] = sum.x, dq[j][1] = sum.y, dq[j][2] = sum.z, dq[j][3] = sum.w;
       }
-      const int row = pass.row0 + tile * kBlockM + warp_idx() % kGroupWarps * kFragmentRows;
-      store(q_rows<Traits, T>(sequence, params.dq, pass.head, head_dim), row, sequence.seqlen_q, dq,
-            softmax_scale());
+      store_dq(dq, pass.head,
+               pass.row0 + tile * kBlockM + warp_idx() % kGroupWarps * kFragmentRows);
     });
   }
 
@@ -322,10 +334,81 @@ struct HopperBackward {
       keys = keys_at(col0 + kBlockN, pass.col_end);
       queries = queries_of(keys, pass);
       begin(keys, queries, pass);
-      if (pass.with_dkdv) store_dkdv(results, col0);
+      if (pass.with_dkdv) store_dkdv(results, kv_head, col0 + warp_idx() * kFragmentRows);
     }
-    if (kKeepsDq && pass.with_dq) store_dq(pass);
+    if (kKeepsDq && pass.with_dq) store_all_dq(pass);
   }
+
+  // ---- two heads of a short sequence, one for each warpgroup ----
+
+  // A warpgroup's half of a place for 128 keys, or for ds.T of them.
+  template <int kCols>
+  __device__ __forceinline__ static FactorTile<kCols, kGroupRows> half_of(
+      FactorTile<kCols, kBlockN> tile, int of_group) {
+    return {tile.from_row(of_group * kGroupRows).addr};
+  }
+
+  // Fetches the keys of each head into its half of their place, and the queries into its stage.
+  __device__ __forceinline__ void load_pair(const HeadPair& heads, const Keys& keys) const {
+    const auto is_live = [&](int step, int i) { return keys.live.test(step, i); };
+    for (int i = 0; i < heads.count(); ++i) {
+      const int head = heads.first + i;
+      const auto k = half_of(KeyTile{smem}, i), v = half_of(KeyTile{smem + KeyTile::kBytes}, i);
+      copy_rows<Traits, kGroupRows>(k.addr,
+                                    k_rows<Traits, const T>(sequence, params.k, head, head_dim),
+                                    /*row0=*/0, head_dim, is_live);
+      copy_rows<Traits, kGroupRows>(v.addr,
+                                    k_rows<Traits, const T>(sequence, params.v, head, head_dim),
+                                    /*row0=*/0, head_dim, is_live);
+      copy_tile(i, head, /*tile=*/0);
+    }
+    cp_async_commit();
+    const int i = thread_idx().x % kGroupThreads;
+    Stats::store(stats(group), i, load_stats(heads.of(group), /*tile=*/0, i));
+    cp_async_wait<0>();
+    fence_proxy_async();
+    sync_threads();  // all of it has landed
+  }
+
+  // The gradients of the warpgroup's head, with its one tile of queries: dk and dv of the warp's 16
+  // keys from row `row` on, dq of its 16 queries from there on. `live` is of the keys.
+  __device__ __forceinline__ void compute_short(Results& results, float (&dq)[kHeadDim / 8][4],
+                                                int head, const LiveKeys<kWarpSize>& live,
+                                                int row) const {
+    const ScoreRule<Traits> rule(params, sequence, head);
+    const Dropout dropout(params, sequence, head);
+    uint32_t p[kBlockM / 16][4], ds[kBlockM / 16][4];
+    score_grads(p, ds, {rule, dropout, keep_scale()}, group, live, /*row0=*/0, row);
+    wgmma_fence(results.dv, results.dk, p, ds);
+    issue_dkdv(results, p, ds, group);
+    wgmma_commit();
+    store_ds(ds, 0);
+    sync_group(group);
+    wgmma_fence(dq);
+    issue_transposed<T>(dq, half_of(DsTile{smem + kDs}, group), half_of(KeyTile{smem}, group));
+    wgmma_commit();
+    wgmma_wait<1>(results.dv, results.dk);
+    wgmma_wait<0>(dq);
+    sync_group(group);  // nobody reads ds any more, on whose place results go out
+  }
+
+  // All results of the block's heads, each by its warpgroup.
+  __device__ __forceinline__ void compute_pair(const HeadPair& heads) const {
+    if (!heads.exists()) return;
+    const Keys keys = keys_at(0, sequence.seqlen_k);
+    const Pass pass{0, sequence.seqlen_k, 0, sequence.seqlen_q, heads.first, heads.end, true, true};
+    const bool meet = queries_of(keys, pass).exist();
+    if (meet) load_pair(heads, keys);
+    if (heads.is_idle(group)) return;
+    const int head = heads.of(group), row = warp_idx() % kGroupWarps * kFragmentRows;
+    Results results{};
+    float dq[kHeadDim / 8][4] = {};
+    if (meet) compute_short(results, dq, head, keys.live.from(row), row);
+    store_dkdv(results, head, row);
+    store_dq(dq, head, row);
+  }
+
+  // ---- any sequence ----
 
   // The results of up to kOwned keys, from `own` on, and of its share of the queries.
   __device__ __forceinline__ void compute(int own) {
@@ -366,9 +449,17 @@ FASTATTN_KERNEL void FASTATTN_LAUNCH_BOUNDS(Traits::kThreads, 1)
   const WorkItem item = B::Items::find(params, smem + B::kWork, /*scratch=*/smem);
   const Sequence sequence(params, item.sequence);
   if (item.row0 > 0 && item.row0 >= sequence.seqlen_k) return;
-  B block{params, sequence, item.head, static_cast<int>(params.head_dim), smem, group_idx(), ring};
+  const int head_dim = static_cast<int>(params.head_dim);
+  const auto block_at = [&](uint32_t addr) {
+    return B{params, sequence, item.slot, head_dim, addr, group_idx(), ring};
+  };
   sync_threads();  // the barriers of the ring are there
-  block.compute(item.row0);
+  if constexpr (B::kKeepsDq) {
+    if (B::Items::are_paired(params, sequence)) {
+      return block_at(apart(smem)).compute_pair(B::Items::pair(params, item.slot));
+    }
+  }
+  block_at(smem).compute(item.row0);
 }
 
 }  // namespace

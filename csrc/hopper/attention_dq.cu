@@ -20,7 +20,7 @@ struct HopperDq {
   static constexpr int kBlockM = kNumGroups * kGroupRows;
   static constexpr int kBlockN = 64;
   using Stream = KeyStream<Traits, kBlockN>;
-  using Items = Work<QueryTiles<kBlockM>>;
+  using Items = Work<QueryTiles<kBlockM, /*kMayPair=*/false>>;
   using Queries = FactorTile<kHeadDim, kBlockM>;
   using KeyTile = typename Stream::Tile;
   // Keys; q, on whose place results go out, and dout; the ring's barriers; the item of work.
@@ -63,19 +63,20 @@ struct HopperDq {
     wgmma_wait<0>(dq);
   }
 
-  __device__ __forceinline__ static void run(const AttentionBwdParams& params, const WorkItem& item,
-                                             uint32_t smem, Ring ring) {
-    const Sequence sequence(params, item.sequence);
-    if (item.row0 >= sequence.seqlen_q) return;
+  // dq of a head, from the block's first query on.
+  __device__ __forceinline__ static void run(const AttentionBwdParams& params,
+                                             const Sequence& sequence, const OneHead& heads,
+                                             int block_row, uint32_t smem, Ring ring) {
+    const int head = heads.head;
     const int head_dim = static_cast<int>(params.head_dim);
-    const ScoreRule<Traits> rule(params, sequence, item.head);
-    const Dropout dropout(params, sequence, item.head);
+    const ScoreRule<Traits> rule(params, sequence, head);
+    const Dropout dropout(params, sequence, head);
     const ScoreGrad<Traits> grad{rule, dropout, Traits::kMayDrop ? keep_scale(params) : 1.0f};
-    const Stream stream(params, sequence, item.head, smem, ring);
+    const Stream stream(params, sequence, head, smem, ring);
     const Queries q{smem + kQueries}, dout{q.addr + Queries::kBytes};
-    const auto keys = stream.first(rule, item.row0, kBlockM);
-    copy_queries<Traits, kBlockM>(q.addr, params, sequence, item.head, item.row0,
-                                  keys.exists() ? sequence.seqlen_q - item.row0 : 0);
+    const auto keys = stream.first(rule, block_row, kBlockM);
+    copy_queries<Traits, kBlockM>(q.addr, params, sequence, head, block_row,
+                                  keys.exists() ? sequence.seqlen_q - block_row : 0);
     stream.copy(keys, 0);
     cp_async_commit();
     const int warp_row = warp_idx() * kFragmentRows;
@@ -83,7 +84,7 @@ struct HopperDq {
     FASTATTN_UNROLL
     for (int half = 0; half < 2; ++half) {
       stats.rows[half] =
-          RowGrad::load(params, sequence, item.head, item.row0 + warp_row + 8 * half + quad_row());
+          RowGrad::load(params, sequence, head, block_row + warp_row + 8 * half + quad_row());
     }
     cp_async_wait<0>();  // even if no keys come
     sync_threads();      // queries have landed; the ring's fence comes before their products
@@ -92,13 +93,13 @@ struct HopperDq {
     const int group_row = group_idx() * kGroupRows;
     stream.for_each(keys, [&](const KeyBlock<kBlockN>& block, KeyTile k, KeyTile v) {
       add(dq, q.from_row(group_row), dout.from_row(group_row), k, v, grad, stats,
-          item.row0 + warp_row, block);
+          block_row + warp_row, block);
     });
     const float factor = static_cast<float>(params.softmax_scale);
     const float scale[1][2] = {{factor, factor}};
     sync_threads();  // nobody reads q any more
-    store_rows<Traits>(q_rows<Traits, T>(sequence, params.dq, item.head, head_dim),
-                       item.row0 + warp_row, sequence.seqlen_q, head_dim, q.from_row(warp_row).addr,
+    store_rows<Traits>(q_rows<Traits, T>(sequence, params.dq, head, head_dim), block_row + warp_row,
+                       sequence.seqlen_q, head_dim, q.from_row(warp_row).addr,
                        reinterpret_cast<const float (&)[1][kHeadDim / 8][4]>(dq), scale);
   }
 };

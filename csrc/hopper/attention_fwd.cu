@@ -1,13 +1,13 @@
 // Fused attention, forward, for Hopper. The mathematics is that of cuda/attention_fwd.cu.
 //
-// A block of two warpgroups owns 128 queries of one head of one sequence, 64 a warpgroup, which
-// stay in registers as left factors. Keys stream by in blocks of 64, through two stages that all
-// threads fill with cp.async: these leave out single rows and write zeros there, which the ends of
-// sequences and padding need, as a weight of 0 does not undo a NaN, and which the copy engine (TMA)
-// cannot do. Barriers in shared memory let one warpgroup be a block of keys ahead of the other. Up
-// to head_dim 64 two blocks share an SM: while one warpgroup is at its softmax, three others have
-// products to run. Above, products take twice as long beside the same softmax, and one other
-// warpgroup is enough to hide it.
+// A block of two warpgroups owns 128 queries of one head of one sequence, 64 a warpgroup, or those
+// of two heads, if these and the keys are 64 at most. They stay in registers as left factors. Keys
+// stream by in blocks of 64, through two stages that all threads fill with cp.async: these leave
+// out single rows and write zeros there, which the ends of sequences and padding need, as a weight
+// of 0 does not undo a NaN, and which the copy engine (TMA) cannot do. Barriers in shared memory
+// let one warpgroup be a block of keys ahead of the other. Up to head_dim 64 two blocks share an
+// SM: while one warpgroup is at its softmax, three others have products to run. Above, products
+// take twice as long beside the same softmax, and one other warpgroup is enough to hide it.
 // Sources: Dao, "FlashAttention-2", 2023, algorithm 1; Shah et al., "FlashAttention-3", 2024.
 #include "cuda/dropout.cuh"
 #include "cuda/online_softmax.cuh"
@@ -25,12 +25,12 @@ struct HopperForward {
   static constexpr int kBlockM = kNumGroups * kGroupRows;
   static constexpr int kBlockN = 64;
   using Stream = KeyStream<Traits, kBlockN>;
-  using Items = Work<QueryTiles<kBlockM>>;
-  using Queries = FactorTile<kHeadDim, kBlockM>;
+  using Items = Work<QueryTiles<kBlockM, /*kMayPair=*/true>>;
+  using Queries = FactorTile<kHeadDim, kGroupRows>;  // of a warpgroup
   using KeyTile = typename Stream::Tile;
   // Keys; queries on their way in, and results out; the ring's barriers; the item of work.
   static constexpr uint32_t kQueries = Stream::kBytes;
-  static constexpr uint32_t kRing = kQueries + Queries::kBytes;
+  static constexpr uint32_t kRing = kQueries + kNumGroups * Queries::kBytes;
   static constexpr uint32_t kWork = kRing + Ring::kBytes;
   static constexpr uint32_t kSmemBytes = kWork + Items::kBytes;
 
@@ -96,33 +96,53 @@ struct HopperForward {
                        reinterpret_cast<const float (&)[1][kHeadDim / 8][4]>(state.acc), scale);
   }
 
-  __device__ __forceinline__ static void run(const AttentionParams& params, const WorkItem& item,
-                                             uint32_t smem, Ring ring) {
-    const Sequence sequence(params, item.sequence);
-    if (item.row0 >= sequence.seqlen_q) return;
+  __device__ __forceinline__ static Queries queries_of(uint32_t smem, int group) {
+    return {smem + kQueries + group * Queries::kBytes};
+  }
+
+  // The results of a block's heads, from its query block_row on.
+  template <class Heads>
+  __device__ __forceinline__ static void run(const AttentionParams& params,
+                                             const Sequence& sequence, const Heads& heads,
+                                             int block_row, uint32_t smem, Ring ring) {
     const int head_dim = static_cast<int>(params.head_dim);
-    const ScoreRule<Traits> rule(params, sequence, item.head);
-    const Dropout dropout(params, sequence, item.head);
-    const Stream stream(params, sequence, item.head, smem, ring);
-    const Queries queries{smem + kQueries};
-    const auto keys = stream.first(rule, item.row0, kBlockM);
-    copy_rows<Traits, kBlockM>(
-        queries.addr, q_rows<Traits, const T>(sequence, params.q, item.head, head_dim), item.row0,
-        head_dim,
-        [&](int step, int i) { return item.row0 + step + i < sequence.seqlen_q && keys.exists(); });
+    const int group = group_idx(), head = heads.of(group);
+    const ScoreRule<Traits> rule(params, sequence, head);
+    const Dropout dropout(params, sequence, head);
+    const Stream stream(params, sequence, heads.of(0), smem, ring);
+    const auto keys = stream.first(rule, block_row, kBlockM);
+    FASTATTN_UNROLL
+    for (int i = 0; i < kNumGroups; ++i) {
+      const int row0 = heads.row_of(i, block_row);
+      copy_rows<Traits, kGroupRows>(
+          queries_of(smem, i).addr,
+          q_rows<Traits, const T>(sequence, params.q, heads.of(i), head_dim), row0, head_dim,
+          [&](int step, int j) { return row0 + step + j < sequence.seqlen_q && keys.exists(); });
+    }
     stream.copy(keys, 0);
+    if constexpr (Heads::kPaired) {  // its second head's keys take the second stage
+      if (heads.count() == 2) Stream(params, sequence, heads.of(1), smem, ring).copy(keys, 1);
+    }
     cp_async_commit();
     cp_async_wait<0>();
-    sync_threads();  // queries have landed, and the barriers of the ring are there
+    fence_proxy_async();
+    sync_threads();  // all of it has landed, and the barriers of the ring are there
+    if (heads.is_idle(group)) return;
 
     State state{};
-    const int warp_row = warp_idx() * kFragmentRows;
+    const Queries queries = queries_of(smem, group);
+    const int warp_row = warp_idx() % kGroupWarps * kFragmentRows;
+    const int row0 = heads.warp_row(block_row);
     state.q.load(queries, warp_row);
-    stream.for_each(keys, [&](const KeyBlock<kBlockN>& block, KeyTile k, KeyTile v) {
-      attend(state, k, v, rule, dropout, item.row0 + warp_row, block);
-    });
-    store(state, params, sequence, item.head, item.row0 + warp_row,
-          queries.from_row(warp_row).addr);
+    const auto meet = [&](const KeyBlock<kBlockN>& block, KeyTile k, KeyTile v) {
+      attend(state, k, v, rule, dropout, row0, block);
+    };
+    if constexpr (Heads::kPaired) {
+      stream.meet_own(keys, group, meet);
+    } else {
+      stream.for_each(keys, meet);
+    }
+    store(state, params, sequence, head, row0, queries.from_row(warp_row).addr);
   }
 };
 

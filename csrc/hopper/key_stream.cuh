@@ -2,6 +2,7 @@
 #pragma once
 
 #include "hopper/tile.cuh"
+#include "hopper/work.cuh"
 
 namespace fastattn::cuda {
 
@@ -61,6 +62,14 @@ struct KeyStream {
     }
   }
 
+  // Calls meet(keys, k, v) for the only keys of a pair's head. Fill number `group` has them; it has
+  // landed, and the block has had a barrier since.
+  template <class Function>
+  __device__ __forceinline__ void meet_own(const Keys& keys, int group,
+                                           const Function& meet) const {
+    if (keys.exists()) meet(keys, Tile{stage(group)}, Tile{stage(group) + Tile::kBytes});
+  }
+
  private:
   __device__ __forceinline__ int head_dim() const { return static_cast<int>(params.head_dim); }
   __device__ __forceinline__ uint32_t stage(uint32_t n) const { return smem + n % 2 * kStageBytes; }
@@ -73,8 +82,18 @@ __device__ __forceinline__ void run_item(const Params& params) {
   const uint32_t smem = smem_base();
   const Ring ring(smem + Kernel::kRing);
   ring.init(kNumGroups * kGroupWarps);
-  Kernel::run(params, Kernel::Items::find(params, smem + Kernel::kWork, /*scratch=*/smem), smem,
-              ring);
+  using Items = typename Kernel::Items;
+  const WorkItem item = Items::find(params, smem + Kernel::kWork, /*scratch=*/smem);
+  const Sequence sequence(params, item.sequence);
+  if (item.row0 >= sequence.seqlen_q) return;
+  if constexpr (Items::kMayPair) {
+    if (Items::are_paired(params, sequence)) {
+      const HeadPair heads = Items::pair(params, item.slot);
+      if (heads.exists()) Kernel::run(params, sequence, heads, item.row0, apart(smem), ring);
+      return;
+    }
+  }
+  Kernel::run(params, sequence, OneHead{item.slot}, item.row0, smem, ring);
 }
 
 }  // namespace fastattn::cuda

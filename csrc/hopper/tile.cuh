@@ -18,6 +18,7 @@
 namespace fastattn::cuda {
 
 constexpr int kGroupWarps = 4;  // of a warpgroup
+constexpr int kGroupThreads = kGroupWarps * kWarpSize;
 constexpr int kGroupRows = 64;  // rows of its products
 constexpr int kNumGroups = 2;   // of a block
 
@@ -26,13 +27,18 @@ constexpr int kNumGroups = 2;   // of a block
 // divide one.
 __device__ __forceinline__ int group_idx() { return shfl(warp_idx() / kGroupWarps, 0); }
 
+// A barrier of one warpgroup.
+__device__ __forceinline__ void sync_group(int group) {
+  named_barrier_sync(1 + group, kGroupThreads);
+}
+
 // The columns of a panel: as many as the widest swizzle has.
 constexpr int panel_cols(int head_dim) { return head_dim < 64 ? head_dim : 64; }
 
 // What a kernel of csrc/cuda is compiled for, with the threads of two warpgroups.
 template <class Base>
 struct HopperTraits : Base {
-  static constexpr int kThreads = kNumGroups * kGroupWarps * kWarpSize;
+  static constexpr int kThreads = kNumGroups * kGroupThreads;
   static constexpr int kPanelCols = panel_cols(Base::kHeadDim);
   // Whether dq of up to 512 queries stays beside the rest in shared memory, in the backward pass.
   static constexpr bool kKeepsDq = Base::kHeadDim <= 64;

@@ -242,8 +242,8 @@ BUGS = [
     Bug(
         "bwd: statistics of the tile before",
         BWD,
-        "Stats::store(stats(fills + 1), next_stats)",
-        "Stats::store(stats(fills), next_stats)",
+        "Stats::store(stats(fills + 1), thread_idx().x, next_stats)",
+        "Stats::store(stats(fills), thread_idx().x, next_stats)",
         f"race: |uninitialised: |{WRONG}",
     ),
     Bug(
@@ -322,6 +322,126 @@ BUGS = [
         WRONG,
         head_dim=128,
     ),
+    # Two heads in a block.
+    Bug(
+        "pair: the keys of the second head go where the first one's are",
+        FWD,
+        "heads.of(1), smem, ring).copy(keys, 1)",
+        "heads.of(1), smem, ring).copy(keys, 0)",
+        "race: |in flight: |uninitialised: ",
+    ),
+    Bug(
+        "pair: each warpgroup takes the other's keys",
+        STREAM,
+        "meet(keys, Tile{stage(group)}, Tile{stage(group) + Tile::kBytes})",
+        "meet(keys, Tile{stage(1 - group)}, Tile{stage(1 - group) + Tile::kBytes})",
+        f"{WRONG}|uninitialised: ",
+        FWD,
+    ),
+    Bug(
+        "pair: a warpgroup takes the other's values",
+        STREAM,
+        "Tile{stage(group)}, Tile{stage(group) + Tile::kBytes}",
+        "Tile{stage(group)}, Tile{stage(0) + Tile::kBytes}",
+        WRONG,
+        FWD,
+    ),
+    Bug(
+        "pair: no fence between keys and products",
+        FWD,
+        "    fence_proxy_async();\n    sync_threads();  // all of it has landed, and",
+        "    sync_threads();  // all of it has landed, and",
+        "fence: wgmma reads",
+    ),
+    Bug(
+        "pair: the second head's queries begin as if they were the first one's",
+        WORK,
+        "row_of(int /*group*/, int row0) const { return row0; }",
+        "row_of(int group, int row0) const { return row0 + group * kGroupRows; }",
+        WRONG,
+        FWD,
+    ),
+    Bug(
+        "pair: the odd last head has a second warpgroup",
+        WORK,
+        "return first + group >= end; }",
+        "return first + group > end; }",
+        "out of bounds: |uninitialised: ",
+        FWD,
+    ),
+    Bug(
+        "pair: an odd number of heads has one more",
+        WORK,
+        "2 * slot + 2 < num_heads ? 2 * slot + 2 : num_heads",
+        "2 * slot + 2 < 2 * num_heads ? 2 * slot + 2 : num_heads",
+        "out of bounds: |two writers: ",
+        BWD,
+    ),
+    Bug(
+        "pair: blocks whose heads others have go on",
+        WORK,
+        "return first < end; }",
+        "return first <= end + 1; }",
+        "out of bounds: |two writers: ",
+        BWD,
+    ),
+    Bug(
+        "pair: an idle warpgroup leaves before the block's barrier",
+        BWD,
+        "    if (meet) load_pair(heads, keys);\n    if (heads.is_idle(group)) return;\n",
+        "    if (heads.is_idle(group)) return;\n    if (meet) load_pair(heads, keys);\n",
+        "uninitialised: |in flight: ",
+    ),
+    Bug(
+        "pair: the barrier of ds counts both warpgroups",
+        TILE,
+        "named_barrier_sync(1 + group, kGroupThreads)",
+        "named_barrier_sync(1 + group, 2 * kGroupThreads)",
+        "deadlock: ",
+        BWD,
+    ),
+    Bug(
+        "pair: no barrier before the product that reads ds",
+        BWD,
+        "    store_ds(ds, 0);\n    sync_group(group);\n",
+        "    store_ds(ds, 0);\n",
+        "race: |fence: |uninitialised: ",
+    ),
+    Bug(
+        "pair: results go out over ds that others read",
+        BWD,
+        "    sync_group(group);  // nobody reads ds any more, on whose place results go out\n",
+        "",
+        "race: |in flight: ",
+    ),
+    Bug(
+        "pair: dq of the other's ds",
+        BWD,
+        "half_of(DsTile{smem + kDs}, group)",
+        "half_of(DsTile{smem + kDs}, 1 - group)",
+        f"race: |fence: |uninitialised: |{WRONG}",
+    ),
+    Bug(
+        "pair: dq of the other's keys",
+        BWD,
+        "half_of(KeyTile{smem}, group));",
+        "half_of(KeyTile{smem}, 1 - group));",
+        f"uninitialised: |{WRONG}",
+    ),
+    Bug(
+        "pair: no fence between copies and products",
+        BWD,
+        "    cp_async_wait<0>();\n    fence_proxy_async();\n    sync_threads();  // all of it",
+        "    cp_async_wait<0>();\n    sync_threads();  // all of it",
+        "fence: wgmma reads",
+    ),
+    Bug(
+        "pair: statistics of the first head for both",
+        BWD,
+        "load_stats(heads.of(group), /*tile=*/0, i)",
+        "load_stats(heads.first, /*tile=*/0, i)",
+        WRONG,
+    ),
     # The item of a block.
     Bug(
         "work: costs are compared before all are there",
@@ -362,13 +482,19 @@ BUGS = [
 def cases() -> dict[int, list[Case]]:
     # By head_dim. Shared key heads make passes for dk and dv apart from those for dq; the second
     # case needs one pass, with three blocks of keys, and an odd number of tiles of queries. Packed
-    # sequences long enough to be ranked, two of which cost the same.
+    # sequences long enough to be ranked, two of which cost the same. Short sequences, with an odd
+    # number of heads, where blocks without a head start and where they do not.
     return {
         64: [
             make_case([150, 0, 33, 350, 140], num_heads=2, num_heads_kv=1, packed=True),
             make_case([70, 300], num_heads=1, num_heads_kv=1, packed=False),
+            make_case([64, 0, 40], num_heads=3, num_heads_kv=3, packed=True),
+            make_case([50, 64], num_heads=3, num_heads_kv=3, packed=False),
         ],
-        128: [make_case([200, 0, 197], num_heads=2, num_heads_kv=1, packed=True, head_dim=128)],
+        128: [
+            make_case([200, 0, 197], num_heads=2, num_heads_kv=1, packed=True, head_dim=128),
+            make_case([64, 20], num_heads=3, num_heads_kv=3, packed=True, head_dim=128),
+        ],
     }
 
 
