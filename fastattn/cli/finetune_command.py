@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fastattn.cli.errors import BAD_INPUT, clear_errors
-from fastattn.cli.options import option, pairs
+from fastattn.cli.options import is_given, option, pairs
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.recipes import RECIPES, describe
 from fastattn.finetune.tasks import TASK_NAMES
@@ -408,12 +408,16 @@ def given_settings(context: typer.Context) -> FinetuneConfig:
     given = {
         name: value
         for name, value in context.params.items()
-        # By its name: some versions of typer bring a click of their own.
-        if name in names and getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"
+        if name in names and is_given(context, name)
     }
     if "column" in given:
         given["column"] = pairs("finetune", "column", given["column"])
     if context.params.get("no_compare"):
+        if given.get("compare_steps"):
+            raise ValueError(
+                "finetune: compare_steps must be left out beside no_compare, which measures none; "
+                f"got {given['compare_steps']}. Leave --compare-steps or --no-compare out."
+            )
         given["compare_steps"] = 0
     return FinetuneConfig(**given)
 

@@ -18,6 +18,8 @@ Size = int | Literal["all"]
 
 # A default that the task or the model decides.
 _OWN: Any = None
+# Settings that go before others: a recipe must not bring one beside the other that is given.
+_GO_BEFORE = {"warmup_steps": "warmup_ratio"}
 # Settings that some tasks alone use, beside those of a layout, which knows its own.
 _OF_TASKS = {
     "threshold": ("multilabel",),
@@ -106,7 +108,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         given = self.__dict__.pop("_given", ())
         for name, value in RECIPES.get(self.recipe or "", {}).items():
-            if name not in given:
+            if name not in given and _GO_BEFORE.get(name) not in given:
                 setattr(self, name, value)
         for name, value in own_settings(self.task, self.model).items():
             if getattr(self, name) is None:
@@ -130,6 +132,18 @@ class FinetuneConfig:
             raise ValueError(
                 "finetune: overwrite must not be given together with resume; got both. "
                 "Choose to start again or to go on."
+            )
+        if self.overwrite and self.output is None:
+            raise ValueError(
+                "finetune: overwrite must be given together with output; got none, for which a "
+                "folder that is free is taken. Name the one to replace with --output, or leave "
+                "--overwrite out."
+            )
+        if self.is_given("compare_steps") and self.compare_steps > 0 and not self.patch:
+            raise ValueError(
+                "finetune: compare_steps must be left out for a model that is not patched, which "
+                f"is stock Transformers itself; got {self.compare_steps}. Leave --compare-steps or "
+                "--no-patch out."
             )
         if self.patience is not None and (self.keep != "best" or self.validation_size == 0):
             raise ValueError(
@@ -196,6 +210,12 @@ class FinetuneConfig:
             name: getattr(self, name) for name in ("train_size", "validation_size", "test_size")
         }
         return {name: defaults.get(name) if x is None else x for name, x in asked.items()}
+
+    def duration(self) -> str:
+        """Returns how long is trained, for people."""
+        if self.max_steps is not None:
+            return f"{self.max_steps:,} step(s)"
+        return f"{self.epochs:g} epoch(s)"
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the settings as plain values."""

@@ -87,6 +87,26 @@ def test_overwrite_and_resume_exclude_each_other() -> None:
         FinetuneConfig(overwrite=True, resume=True).check()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"overwrite": True}, "overwrite must be given together with output; got none, for which"),
+        (
+            {"patch": False, "compare_steps": 3},
+            "compare_steps must be left out for a model that is not patched.*; got 3. Leave --comp",
+        ),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"finetune: {message}"):
+        FinetuneConfig(**given).check()
+
+
+def test_how_long_is_trained() -> None:
+    assert FinetuneConfig(epochs=2.5).duration() == "2.5 epoch(s)"
+    assert FinetuneConfig(epochs=2.5, max_steps=1_000).duration() == "1,000 step(s)"
+
+
 @pytest.mark.parametrize("change", [{"keep": "last"}, {"validation_size": 0}])
 def test_patience_needs_what_it_watches(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"patience must be given together with a validation set"):
@@ -101,6 +121,9 @@ def test_a_recipe_replaces_defaults_and_nothing_that_is_given() -> None:
     for again in (replace(config), copy.copy(config), pickle.loads(pickle.dumps(config))):
         assert again == config
     assert replace(config, epochs=2.0).epochs == 2.0
+    # The recipe's steps of warm-up would go before a ratio.
+    config = FinetuneConfig(recipe="imdb", warmup_ratio=0.2)
+    assert config.warmup_steps is None and replace(config) == config
 
 
 @pytest.mark.parametrize("name", RECIPES)

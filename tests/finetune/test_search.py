@@ -228,6 +228,7 @@ def test_help_has_the_options_of_both() -> None:
     assert "--batch-size" in shown and "--patience" in shown
     # Not as options of their own; the recipes name the first.
     assert "│ --learning-rate " not in shown and "│ --compare-steps" not in shown
+    assert "--save-steps" not in shown
 
 
 def test_optuna_is_missing(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
