@@ -35,7 +35,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from fastattn.finetune import search_report, training
+from fastattn.finetune import search_report
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.output import (
     CHECKPOINTS,
@@ -45,7 +45,7 @@ from fastattn.finetune.output import (
     OutputFolder,
     choose_folder,
 )
-from fastattn.finetune.run import evaluate_saved, finetune
+from fastattn.finetune.run import check_run, evaluate_saved, finetune
 from fastattn.finetune.search_config import SearchConfig
 from fastattn.finetune.tasks import get_task
 
@@ -87,6 +87,9 @@ def search(
 ) -> SearchResult:
     """Finds the learning rate that does best on the validation set.
 
+    Everything that can be wrong is checked before anything is written or trained, but for the
+    tokens of the test set, which is not looked at.
+
     Args:
         config: the settings of every trial but for the learning rate; ``output`` is the folder
             of the search, and ``resume`` continues the one in it, or joins it while it runs.
@@ -98,18 +101,19 @@ def search(
     """
     console = console or Console(quiet=not config.progress, highlight=False)
     config.check()
-    get_task(config.task).check(config)
     search.check(config)
-    training.choose_device(config)
     folder = choose_folder(config.output, config.resume, stem="search")
     if not config.resume:
         folder.check_free(config.overwrite)
     elif search.storage is None:
         folder.check_search()
-    folder.start_search(config.resume)
     storage = search.storage or f"sqlite:///{(folder.path / DATABASE).resolve()}"
-    trial_config = replace(config, output=None, overwrite=True, resume=False, compare_steps=0)
+    trial_config = replace(config, overwrite=True, resume=False, compare_steps=0)
     shared = _Search(trial_config, search, storage, folder.path)
+    check_run(replace(trial_config, output=_trial_folder(shared, 0)))
+    if search.storage is not None:
+        _open_study(shared)  # it may be out of reach, or begun with other settings
+    folder.start_search(config.resume)
     study = _open_study(shared)
     search_report.print_start(console, config, search, study, folder.path)
     if search.workers > 1:
@@ -248,13 +252,13 @@ def _run_trial(trial: optuna.Trial, shared: _Search, console: Console) -> float:
     low, high = min(search.learning_rates), max(search.learning_rates)
     rate = trial.suggest_float(PARAMETER, low, high, log=True)
     search_report.print_line(console, f"trial {trial.number}: learning rate {rate:.3g}")
-    folder = shared.folder / TRIALS / str(trial.number)
-    config = replace(shared.config, learning_rate=rate, output=str(folder))
+    folder = _trial_folder(shared, trial.number)
+    config = replace(shared.config, learning_rate=rate, output=folder)
     result = finetune(config, Console(quiet=True), test=False)
-    shutil.rmtree(folder / CHECKPOINTS)
+    shutil.rmtree(result.output / CHECKPOINTS)
     metric = get_task(config.task).metric
     for name, value in (
-        ("folder", str(folder.resolve())),
+        ("folder", str(result.output.resolve())),
         ("kept_step", result.metrics["kept_step"]),
         ("seconds", result.metrics["train_seconds"]),
         ("history", [row for row in result.history if "eval_loss" in row]),
@@ -267,6 +271,10 @@ def _run_trial(trial: optuna.Trial, shared: _Search, console: Console) -> float:
         return -math.inf if study.direction.name == "MAXIMIZE" else math.inf
     _drop_losers(study, shared.folder)
     return float(score)
+
+
+def _trial_folder(shared: _Search, number: int) -> str:
+    return str(shared.folder / TRIALS / str(number))
 
 
 def _is_surplus(trial: optuna.Trial, study: optuna.Study, search: SearchConfig) -> bool:

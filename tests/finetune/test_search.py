@@ -208,17 +208,46 @@ BAD = {
     "no validation": (["--validation-size", "0"], "validation_size must be at least 1"),
     "resume": (["--resume"], "output must hold a search to resume"),
     "data": (["--data", "none.csv"], "data must be a file or folder that exists"),
+    "column": (["--text-column", "body"], "must have a column 'body'; got none. Its columns are"),
+    "size": (["--train-size", "1000"], "train_size must be at most the"),
+    "model": (["--model", "/no/model"], "model must be a folder that exists"),
+    "length": (["--max-length", "65"], "max_length must be at most the 64 positions of the model"),
+    "dropout": (["--dropout", "2"], "dropout must be at least 0 and below 1; got 2.0"),
     "option": (["--num-beams", "2"], "num_beams must be left out unless the task is translation"),
+    "smoothing": (
+        ["--task", "masked-lm", "--label-smoothing", "0.1"],
+        "label_smoothing must be 0 for the task masked-lm",
+    ),
+    "overwrite": (
+        ["--overwrite", "--storage", "postgresql://me@there/x"],
+        "overwrite must be left out beside storage, whose study it does not replace",
+    ),
+    "taken": (["--output", "{taken}"], "output must be a folder without a model or results in it"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_gets_one_clear_message(config: FinetuneConfig, name: str) -> None:
+def test_bad_input_gets_one_clear_message(
+    config: FinetuneConfig, tmp_path: Path, name: str
+) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "search.db").touch()
+    before = set(tmp_path.rglob("*"))
     changed, message = BAD[name]
-    result = CliRunner().invoke(app, command(config, *changed))
+    words = command(config, *(word.format(taken=taken) for word in changed))
+    result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
     assert message in " ".join(result.output.replace("│", " ").split())
     assert "Traceback" not in result.output
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_saving_within_trials_is_refused(config: FinetuneConfig) -> None:
+    with pytest.raises(
+        ValueError, match=r"save_steps must be left out, for a trial that was inter"
+    ):
+        search(replace(config, save_steps=2), SearchConfig(RATES))
 
 
 def test_help_has_the_options_of_both() -> None:
