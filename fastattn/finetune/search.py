@@ -33,6 +33,8 @@ import psutil
 import torch
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from transformers.utils import logging as transformers_logging
 
 from fastattn.finetune import search_report
@@ -61,6 +63,12 @@ _LOCK_TIMEOUT_S = 60  # of SQLite, which one worker at a time writes to
 _MAY_CHANGE = {
     *("output", "overwrite", "resume", "progress", "threads", "compare_steps", "device"),
     *("eval_batch_size", "save_steps", "tensorboard", "recipe", PARAMETER),
+}
+# Modules of drivers: what pip installs them from.
+_DRIVERS = {
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
 }
 _ALIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -129,16 +137,7 @@ def _open_study(shared: _Search) -> optuna.Study:
         ValueError: it was begun with other settings.
     """
     config, search = shared.config, shared.search
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    is_file = shared.storage.startswith("sqlite")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = optuna.storages.RDBStorage(
-            shared.storage,
-            engine_kwargs={"connect_args": {"timeout": _LOCK_TIMEOUT_S}} if is_file else None,
-            heartbeat_interval=_HEARTBEAT_S,
-            grace_period=_GRACE_S,
-        )
+    storage = _open_storage(shared.storage)
     greater = get_task(config.task).greater_is_better
     study = optuna.create_study(
         storage=storage,
@@ -158,6 +157,58 @@ def _open_study(shared: _Search) -> optuna.Study:
             )
     study.set_user_attr("settings", settings)
     return study
+
+
+def _open_storage(url: str) -> optuna.storages.RDBStorage:
+    """Opens the database, and makes its tables if it has none.
+
+    Raises:
+        ImportError: the driver of the database is not installed.
+        ValueError: it cannot be reached.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # A connection that a firewall dropped while a model trained is made anew.
+    settings: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("sqlite"):
+        settings = {"connect_args": {"timeout": _LOCK_TIMEOUT_S}}
+
+    def connect() -> optuna.storages.RDBStorage:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.storages.RDBStorage(
+                url,
+                engine_kwargs=settings,
+                heartbeat_interval=_HEARTBEAT_S,
+                grace_period=_GRACE_S,
+            )
+
+    try:
+        try:
+            return connect()
+        except DBAPIError:
+            # Of two workers that make the tables at the same time, one fails. Then they are there.
+            time.sleep(_POLL_S)
+            return connect()
+    except ImportError as error:
+        module = getattr(error.__cause__, "name", None) or "driver"
+        raise ImportError(
+            f"search: the driver of the database must be installed to use storage="
+            f"{_without_password(url)!r}; got no module {module}. Run `pip install "
+            f"{_DRIVERS.get(module, module)}`."
+        ) from error
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise ValueError(
+            "search: storage must be the URL of a database that can be reached; got "
+            f"{_without_password(url)!r} ({reason}). Check it, and that the database runs."
+        ) from error
+
+
+def _without_password(url: str) -> str:
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return url
 
 
 def _work_in_processes(shared: _Search, console: Console) -> None:

@@ -202,6 +202,66 @@ def test_a_worker_is_known_by_more_than_its_number() -> None:
     assert replace(this, pid=child.pid).is_dead()
 
 
+def test_two_commands_share_a_database(config: FinetuneConfig, tmp_path: Path) -> None:
+    """As on two machines: each has a folder of its own."""
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    folders = [tmp_path / "one", tmp_path / "two"]
+    processes = [
+        start(replace(config, output=str(folder)), "--winner", "none", "--storage", url)
+        for folder in folders
+    ]
+    for process in processes:
+        _, said = process.communicate()
+        assert process.returncode == 0, said.decode()
+    study = optuna.load_study(study_name="learning-rate", storage=url)
+    done = [x for x in study.trials if x.state == TrialState.COMPLETE]
+    assert Counter(x.params["learning_rate"] for x in done) == Counter(RATES)
+    assert {x.user_attrs["worker"]["pid"] for x in done} <= {x.pid for x in processes}
+    found = [json.loads((x / "search.json").read_text(encoding="utf-8")) for x in folders]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "module", "package"),
+    [
+        ("postgresql+psycopg", "psycopg", r"'psycopg\[binary\]'"),
+        ("postgresql+psycopg2", "psycopg2", "psycopg2-binary"),
+        ("mysql", "MySQLdb", "mysqlclient"),
+        ("mysql+pymysql", "pymysql", "pymysql"),
+    ],
+)
+def test_the_driver_of_a_database_is_missing(
+    config: FinetuneConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+    module: str,
+    package: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    message = rf"got no module {module}\. Run `pip install {package}`\."
+    with pytest.raises(ImportError, match=message) as caught:
+        search(config, SearchConfig(RATES, storage=f"{scheme}://me:secret@there/name"))
+    assert f"storage='{scheme}://me:***@there/name'" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("storage", "reason"),
+    [
+        ("sqlite:////no/such/folder/search.db", "unable to open database file"),
+        ("oraculum://me:secret@there/name", "Can't load plugin: sqlalchemy.dialects:oraculum"),
+    ],
+)
+def test_a_database_out_of_reach(
+    config: FinetuneConfig, tmp_path: Path, storage: str, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=r"storage must be the URL of a database that can be") as x:
+        search(config, SearchConfig(RATES, storage=storage))
+    assert reason in str(x.value) and "secret" not in str(x.value)
+    assert not (tmp_path / "run").exists()
+
+
 BAD = {
     "rates": (["--learning-rates", "1e-5;2e-5"], "is not numbers with commas between them"),
     "sampler": (["--sampler", "best"], "sampler must be one of grid, tpe, random; got 'best'"),
