@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -428,7 +429,9 @@ def one_message() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Imported only here: it needs torch, for which --help does not wait.
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            raise
+        # Imported only here: it needs torch, for which a message does not wait.
         from fastattn.finetune import distributed
 
         same_everywhere = not isinstance(error, RuntimeError)
