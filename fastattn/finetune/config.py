@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fastattn.data.sources import check_one_meaning
 from fastattn.data.tasks import Layout, check_used, name_columns
 from fastattn.finetune.defaults import own_settings
 from fastattn.finetune.recipes import RECIPES
@@ -40,8 +41,9 @@ _OF_OWN_DATA = (
 class FinetuneConfig:
     """What to train, on what, and how. ``fastattn finetune --help`` describes each field.
 
-    Without ``data``, a task takes its own, which needs no network. Sizes that are None have a
-    default that depends on the data: the packaged reviews train on as many as make a good
+    Without ``data``, a task takes its own, which needs no network. The name of packaged data is
+    refused where a file or folder has it too: ``./imdb`` names the folder. Sizes that are None
+    have a default that depends on the data: the packaged reviews train on as many as make a good
     classifier in minutes on two cores, other data on all there is (:func:`fastattn.data.load`).
     The model and its recipe, where they are not given, are those of
     :mod:`fastattn.finetune.defaults`. A named recipe (:data:`fastattn.finetune.recipes.RECIPES`)
@@ -160,6 +162,9 @@ class FinetuneConfig:
 
     def _check_packaged(self) -> None:
         data = self.packaged_data()
+        # Without --data and in a recipe, packaged data is meant whatever lies here.
+        if data and self.data not in (None, RECIPES.get(self.recipe or "", {}).get("data")):
+            check_one_meaning(data, self.output)
         for field in _OF_OWN_DATA if data else ():
             if self.is_given(field):
                 raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,6 +81,25 @@ def test_packaged_data_needs_no_names_of_columns(task: str) -> None:
     for data in (None, *PACKAGED[task]):
         with pytest.raises(ValueError, match=r"data_config must be left out for the packaged data"):
             FinetuneConfig(task=task, data=data, data_config="x").check()
+
+
+@pytest.mark.parametrize("task", PACKAGED)
+def test_the_name_of_packaged_data_that_is_also_a_folder(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in PACKAGED[task]:
+        (tmp_path / name).mkdir()
+        with pytest.raises(ValueError, match=rf"data must name one thing; got '{name}', which is"):
+            FinetuneConfig(task=task, data=name).check()
+        own = FinetuneConfig(task=task, data=f"./{name}")
+        own.check()
+        assert own.packaged_data() is None
+        # A run and the trials of a search write there, and do not read.
+        for output in (name, f"{name}/trials/0"):
+            FinetuneConfig(task=task, data=name, output=output).check()
+    FinetuneConfig(task=task).check()
+    FinetuneConfig(recipe="imdb").check()
 
 
 def test_overwrite_and_resume_exclude_each_other() -> None:
