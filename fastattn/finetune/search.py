@@ -283,7 +283,11 @@ def _add_missing(study: optuna.Study, grid: tuple[float, ...]) -> None:
 
 
 def _fail_dead(study: optuna.Study) -> None:
-    """Fails the trials of workers that have died on this machine."""
+    """Fails the trials of workers that have died: here, and by their heartbeat elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # Optuna does so itself, but only when it begins a trial: one that waits would wait forever.
+        optuna.storages.fail_stale_trials(study)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = trial.user_attrs.get("worker")
         if worker is not None and _Worker(**worker).is_dead():

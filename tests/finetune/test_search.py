@@ -202,6 +202,28 @@ def test_a_worker_is_known_by_more_than_its_number() -> None:
     assert replace(this, pid=child.pid).is_dead()
 
 
+def test_a_trial_of_another_machine_that_died_is_run_again(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there is nothing else to do but wait for it."""
+    monkeypatch.setattr(search_module, "_HEARTBEAT_S", 1)
+    monkeypatch.setattr(search_module, "_GRACE_S", 1)
+    search(config, SearchConfig(RATES[:1], winner="none"))
+    folder = tmp_path / "run"
+    url = f"sqlite:///{folder / 'search.db'}"
+    study = optuna.load_study(study_name="learning-rate", storage=url)
+    study.enqueue_trial({"learning_rate": RATES[1]}, user_attrs={"point": RATES[1]})
+    trial = study.ask()
+    trial.set_user_attr("worker", {"host": "elsewhere", "pid": 1, "started": 0.0})
+    search_module._open_storage(url).record_heartbeat(trial._trial_id)
+    naps = iter(range(30))
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: (next(naps), sleep(seconds)))
+    search(replace(config, resume=True), SearchConfig(RATES[:2], winner="none"))
+    assert points(folder) == Counter(RATES[:2])
+    assert [x.state for x in trials(folder)].count(TrialState.FAIL) == 1
+
+
 def test_two_commands_share_a_database(config: FinetuneConfig, tmp_path: Path) -> None:
     """As on two machines: each has a folder of its own."""
     url = f"sqlite:///{tmp_path / 'shared.db'}"
