@@ -249,3 +249,14 @@ def test_command_with_a_head_of_somebody_else(tmp_path):
     assert "explain: the config's head must be one of Transformers; got OwnBert. Choose one" in (
         " ".join(result.output.split())
     )
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--seqlen"])
+def test_command_refuses_sizes_beside_texts(option: str) -> None:
+    result = CliRunner().invoke(app, ["explain", "any", "--text", "a b", option, "8"])
+    assert result.exit_code == 2
+    message = " ".join(result.output.split())
+    assert (
+        f"must be left out beside text, of which the batch is made; got 8. Leave {option}"
+        in message
+    )

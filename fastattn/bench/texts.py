@@ -58,4 +58,4 @@ def draw_lengths(count: int, max_length: int) -> list[int]:
 def _reviews() -> list[str]:
     from fastattn import data
 
-    return data.load(data.PACKAGED_IMDB, train_size="all").train.texts
+    return data.load(train_size="all").train.texts

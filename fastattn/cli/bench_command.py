@@ -259,23 +259,24 @@ def _options(
     device: str, quick: bool, threads: int | None, names: list[str] | None, rounds: int | None
 ) -> Options:
     """Checks the options that all measurements share, and sets the number of threads."""
+    if device not in ("cpu", "cuda"):
+        raise ValueError(
+            f"bench: device must be 'cpu' or 'cuda'; got {device!r}. Leave --device out."
+        )
+    for name, value in (("threads", threads), ("rounds", rounds)):
+        if value is not None and value < 1:
+            raise ValueError(f"bench: {name} must be at least 1; got {value}. Set --{name}.")
+    # Only now: a message about an option does not wait for torch.
     import torch
 
     from fastattn.backends import cpu
     from fastattn.bench.kinds import Options
 
-    if device not in ("cpu", "cuda"):
-        raise ValueError(
-            f"bench: device must be 'cpu' or 'cuda'; got {device!r}. Leave --device out."
-        )
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             "bench: device must be one that torch can use; got 'cuda', and torch sees no GPU. "
             "Leave --device out, or see `fastattn info`."
         )
-    for name, value in (("threads", threads), ("rounds", rounds)):
-        if value is not None and value < 1:
-            raise ValueError(f"bench: {name} must be at least 1; got {value}. Set --{name}.")
     if device == "cpu" and cpu.unavailable_reason() is not None:
         raise ValueError(
             "bench: the CPU backend must be ready to be measured; got: "

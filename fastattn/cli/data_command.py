@@ -8,7 +8,7 @@ import typer
 
 from fastattn.cli.errors import clear_errors
 from fastattn.cli.options import option, pairs
-from fastattn.data.tasks import TASKS
+from fastattn.data.tasks import TASKS, check_task, name_columns
 
 app = typer.Typer(help="Build labelled data for fine-tuning, and look at it.", no_args_is_help=True)
 
@@ -198,10 +198,6 @@ def build(
     rejects.jsonl with its reason. `fastattn finetune --data OUTPUT` trains on it.
     """
     with clear_errors(debug):
-        from fastattn.data.build import BuildConfig
-        from fastattn.data.build import build as run
-        from fastattn.data.tasks import check_task, name_columns
-
         settings = {
             name: value
             for name, value in context.params.items()
@@ -210,10 +206,16 @@ def build(
         }
         check_task(task)
         columns = pairs("data build", "column", column or ())
+        columns = name_columns(task, text_column, label_column, columns)
+        labels = pairs("data build", "label_map", label_map or (), "OLD=NEW", empty=True)
+        # Only now: a message about an option does not wait for what a build needs.
+        from fastattn.data.build import BuildConfig
+        from fastattn.data.build import build as run
+
         config = BuildConfig(
             **settings,
-            columns=name_columns(task, text_column, label_column, columns),
-            labels=pairs("data build", "label_map", label_map or (), "OLD=NEW", empty=True),
+            columns=columns,
+            labels=labels,
             label_columns=tuple(name.strip() for name in label_columns.split(",") if name.strip()),
         )
         report = run(config)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fastattn.cli.errors import clear_errors
+from fastattn.cli.options import is_given
 
 
 class Head(str, Enum):
@@ -43,6 +44,7 @@ class Dtype(str, Enum):
 
 
 def explain(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A model's folder, or its name on the Hub.")],
     head: Annotated[
         Head | None, typer.Option(help="Its head. Default: the one in its config.")
@@ -72,6 +74,13 @@ def explain(
     fastattn.explain_model(model, **batch).
     """
     with clear_errors(debug):
+        for name in ("batch_size", "seqlen"):
+            if text and is_given(context, name):
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(
+                    f"explain: {name} must be left out beside text, of which the batch is made; "
+                    f"got {context.params[name]}. Leave {option} or --text out."
+                )
         import fastattn
 
         loaded = _model(model, head, random_weights).to(device, getattr(_torch(), dtype.value))

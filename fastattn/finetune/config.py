@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fastattn.data.sources import check_one_meaning
 from fastattn.data.tasks import Layout, check_used, name_columns
 from fastattn.finetune.defaults import own_settings
 from fastattn.finetune.recipes import RECIPES
@@ -18,6 +19,8 @@ Size = int | Literal["all"]
 
 # A default that the task or the model decides.
 _OWN: Any = None
+# Settings that go before others: a recipe must not bring one beside the other that is given.
+_GO_BEFORE = {"warmup_steps": "warmup_ratio"}
 # Settings that some tasks alone use, beside those of a layout, which knows its own.
 _OF_TASKS = {
     "threshold": ("multilabel",),
@@ -38,8 +41,9 @@ _OF_OWN_DATA = (
 class FinetuneConfig:
     """What to train, on what, and how. ``fastattn finetune --help`` describes each field.
 
-    Without ``data``, a task takes its own, which needs no network. Sizes that are None have a
-    default that depends on the data: the packaged reviews train on as many as make a good
+    Without ``data``, a task takes its own, which needs no network. The name of packaged data is
+    refused where a file or folder has it too: ``./imdb`` names the folder. Sizes that are None
+    have a default that depends on the data: the packaged reviews train on as many as make a good
     classifier in minutes on two cores, other data on all there is (:func:`fastattn.data.load`).
     The model and its recipe, where they are not given, are those of
     :mod:`fastattn.finetune.defaults`. A named recipe (:data:`fastattn.finetune.recipes.RECIPES`)
@@ -106,7 +110,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         given = self.__dict__.pop("_given", ())
         for name, value in RECIPES.get(self.recipe or "", {}).items():
-            if name not in given:
+            if name not in given and _GO_BEFORE.get(name) not in given:
                 setattr(self, name, value)
         for name, value in own_settings(self.task, self.model).items():
             if getattr(self, name) is None:
@@ -131,6 +135,18 @@ class FinetuneConfig:
                 "finetune: overwrite must not be given together with resume; got both. "
                 "Choose to start again or to go on."
             )
+        if self.overwrite and self.output is None:
+            raise ValueError(
+                "finetune: overwrite must be given together with output; got none, for which a "
+                "folder that is free is taken. Name the one to replace with --output, or leave "
+                "--overwrite out."
+            )
+        if self.is_given("compare_steps") and self.compare_steps > 0 and not self.patch:
+            raise ValueError(
+                "finetune: compare_steps must be left out for a model that is not patched, which "
+                f"is stock Transformers itself; got {self.compare_steps}. Leave --compare-steps or "
+                "--no-patch out."
+            )
         if self.patience is not None and (self.keep != "best" or self.validation_size == 0):
             raise ValueError(
                 "finetune: patience must be given together with a validation set and with "
@@ -146,6 +162,9 @@ class FinetuneConfig:
 
     def _check_packaged(self) -> None:
         data = self.packaged_data()
+        # Without --data and in a recipe, packaged data is meant whatever lies here.
+        if data and self.data not in (None, RECIPES.get(self.recipe or "", {}).get("data")):
+            check_one_meaning(data, self.output)
         for field in _OF_OWN_DATA if data else ():
             if self.is_given(field):
                 raise ValueError(
@@ -196,6 +215,12 @@ class FinetuneConfig:
             name: getattr(self, name) for name in ("train_size", "validation_size", "test_size")
         }
         return {name: defaults.get(name) if x is None else x for name, x in asked.items()}
+
+    def duration(self) -> str:
+        """Returns how long is trained, for people."""
+        if self.max_steps is not None:
+            return f"{self.max_steps:,} step(s)"
+        return f"{self.epochs:g} epoch(s)"
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the settings as plain values."""

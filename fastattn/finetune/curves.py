@@ -42,11 +42,20 @@ def require_libraries(tensorboard: bool | None) -> None:
         )
 
 
+class _Curves(TensorBoardCallback):
+    """The Trainer's own callback, in a folder of our choice; Transformers 4 has one in its args."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.logging_dir = str(folder)
+
+    def _init_summary_writer(self, args: Any, log_dir: str | None = None) -> None:
+        self.tb_writer = self._SummaryWriter(log_dir=self.logging_dir)
+
+
 def tensorboard_callback(output: Path) -> TensorBoardCallback:
     """Returns the Trainer's own callback, set to write into ``output``/tensorboard."""
-    callback = TensorBoardCallback()
-    callback.logging_dir = str(output / TENSORBOARD)
-    return callback
+    return _Curves(output / TENSORBOARD)
 
 
 def points(history: History, name: str) -> Points:

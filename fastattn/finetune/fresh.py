@@ -56,12 +56,17 @@ def make_model(name: str, model_config: Any, auto_model: Any) -> Any:
         ValueError: it has no such head.
     """
     try:
-        return auto_model.from_config(model_config)
+        model = auto_model.from_config(model_config)
     except ValueError as error:
         raise ValueError(
             f"finetune: model must be one with a head for this task; got {name!r}, "
             f"{FRESH_MODELS[name]}, which {auto_model.__name__} does not make. Use another --model."
         ) from error
+    if model.can_generate():
+        # A setting of generation, which Transformers 4 moves at each checkpoint, with a warning.
+        model.generation_config.forced_eos_token_id = model.config.forced_eos_token_id
+        model.config.forced_eos_token_id = None
+    return model
 
 
 def _marian_tokenizer(texts: Sequence[str]) -> Any:

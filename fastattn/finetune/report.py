@@ -56,7 +56,7 @@ def print_start(
     _print(console, f"kernels   {first}; {torch.get_num_threads()} threads")
     _print(
         console,
-        f"training  {config.epochs:g} epoch(s), batch size {_batch(config, processes)}, at most "
+        f"training  {config.duration()}, batch size {_batch(config, processes)}, at most "
         f"{config.max_length} tokens a text, learning rate {config.learning_rate:g}, "
         f"seed {config.seed}",
     )

@@ -132,6 +132,16 @@ def finetune(
     return FinetuneResult(folder.path, metrics, history)
 
 
+def check_run(config: FinetuneConfig) -> None:
+    """Checks everything that a trial of a search with these settings would; writes nothing.
+
+    Raises:
+        ValueError, DataError, PatchError: as for :func:`finetune`.
+    """
+    silent = Console(quiet=True)
+    _prepare(config, silent, Processes(), test=False, train_on_validation=False)
+
+
 def evaluate_saved(config: FinetuneConfig, folder: Path) -> dict[str, Any]:
     """Evaluates the model of a run on its test set, and adds the figures to what is saved there.
 

@@ -33,9 +33,11 @@ import psutil
 import torch
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from transformers.utils import logging as transformers_logging
 
-from fastattn.finetune import search_report, training
+from fastattn.finetune import search_report
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.output import (
     CHECKPOINTS,
@@ -45,7 +47,7 @@ from fastattn.finetune.output import (
     OutputFolder,
     choose_folder,
 )
-from fastattn.finetune.run import evaluate_saved, finetune
+from fastattn.finetune.run import check_run, evaluate_saved, finetune
 from fastattn.finetune.search_config import SearchConfig
 from fastattn.finetune.tasks import get_task
 
@@ -61,6 +63,12 @@ _LOCK_TIMEOUT_S = 60  # of SQLite, which one worker at a time writes to
 _MAY_CHANGE = {
     *("output", "overwrite", "resume", "progress", "threads", "compare_steps", "device"),
     *("eval_batch_size", "save_steps", "tensorboard", "recipe", PARAMETER),
+}
+# Modules of drivers: what pip installs them from.
+_DRIVERS = {
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
 }
 _ALIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -87,6 +95,9 @@ def search(
 ) -> SearchResult:
     """Finds the learning rate that does best on the validation set.
 
+    Everything that can be wrong is checked before anything is written or trained, but for the
+    tokens of the test set, which is not looked at.
+
     Args:
         config: the settings of every trial but for the learning rate; ``output`` is the folder
             of the search, and ``resume`` continues the one in it, or joins it while it runs.
@@ -98,18 +109,19 @@ def search(
     """
     console = console or Console(quiet=not config.progress, highlight=False)
     config.check()
-    get_task(config.task).check(config)
     search.check(config)
-    training.choose_device(config)
     folder = choose_folder(config.output, config.resume, stem="search")
     if not config.resume:
         folder.check_free(config.overwrite)
     elif search.storage is None:
         folder.check_search()
-    folder.start_search(config.resume)
     storage = search.storage or f"sqlite:///{(folder.path / DATABASE).resolve()}"
-    trial_config = replace(config, output=None, overwrite=True, resume=False, compare_steps=0)
+    trial_config = replace(config, overwrite=True, resume=False, compare_steps=0)
     shared = _Search(trial_config, search, storage, folder.path)
+    check_run(replace(trial_config, output=_trial_folder(shared, 0)))
+    if search.storage is not None:
+        _open_study(shared)  # it may be out of reach, or begun with other settings
+    folder.start_search(config.resume)
     study = _open_study(shared)
     search_report.print_start(console, config, search, study, folder.path)
     if search.workers > 1:
@@ -125,16 +137,7 @@ def _open_study(shared: _Search) -> optuna.Study:
         ValueError: it was begun with other settings.
     """
     config, search = shared.config, shared.search
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    is_file = shared.storage.startswith("sqlite")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = optuna.storages.RDBStorage(
-            shared.storage,
-            engine_kwargs={"connect_args": {"timeout": _LOCK_TIMEOUT_S}} if is_file else None,
-            heartbeat_interval=_HEARTBEAT_S,
-            grace_period=_GRACE_S,
-        )
+    storage = _open_storage(shared.storage)
     greater = get_task(config.task).greater_is_better
     study = optuna.create_study(
         storage=storage,
@@ -154,6 +157,58 @@ def _open_study(shared: _Search) -> optuna.Study:
             )
     study.set_user_attr("settings", settings)
     return study
+
+
+def _open_storage(url: str) -> optuna.storages.RDBStorage:
+    """Opens the database, and makes its tables if it has none.
+
+    Raises:
+        ImportError: the driver of the database is not installed.
+        ValueError: it cannot be reached.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # A connection that a firewall dropped while a model trained is made anew.
+    settings: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("sqlite"):
+        settings = {"connect_args": {"timeout": _LOCK_TIMEOUT_S}}
+
+    def connect() -> optuna.storages.RDBStorage:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.storages.RDBStorage(
+                url,
+                engine_kwargs=settings,
+                heartbeat_interval=_HEARTBEAT_S,
+                grace_period=_GRACE_S,
+            )
+
+    try:
+        try:
+            return connect()
+        except DBAPIError:
+            # Of two workers that make the tables at the same time, one fails. Then they are there.
+            time.sleep(_POLL_S)
+            return connect()
+    except ImportError as error:
+        module = getattr(error.__cause__, "name", None) or "driver"
+        raise ImportError(
+            f"search: the driver of the database must be installed to use storage="
+            f"{_without_password(url)!r}; got no module {module}. Run `pip install "
+            f"{_DRIVERS.get(module, module)}`."
+        ) from error
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise ValueError(
+            "search: storage must be the URL of a database that can be reached; got "
+            f"{_without_password(url)!r} ({reason}). Check it, and that the database runs."
+        ) from error
+
+
+def _without_password(url: str) -> str:
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return url
 
 
 def _work_in_processes(shared: _Search, console: Console) -> None:
@@ -228,7 +283,11 @@ def _add_missing(study: optuna.Study, grid: tuple[float, ...]) -> None:
 
 
 def _fail_dead(study: optuna.Study) -> None:
-    """Fails the trials of workers that have died on this machine."""
+    """Fails the trials of workers that have died: here, and by their heartbeat elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # Optuna does so itself, but only when it begins a trial: one that waits would wait forever.
+        optuna.storages.fail_stale_trials(study)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = trial.user_attrs.get("worker")
         if worker is not None and _Worker(**worker).is_dead():
@@ -248,13 +307,13 @@ def _run_trial(trial: optuna.Trial, shared: _Search, console: Console) -> float:
     low, high = min(search.learning_rates), max(search.learning_rates)
     rate = trial.suggest_float(PARAMETER, low, high, log=True)
     search_report.print_line(console, f"trial {trial.number}: learning rate {rate:.3g}")
-    folder = shared.folder / TRIALS / str(trial.number)
-    config = replace(shared.config, learning_rate=rate, output=str(folder))
+    folder = _trial_folder(shared, trial.number)
+    config = replace(shared.config, learning_rate=rate, output=folder)
     result = finetune(config, Console(quiet=True), test=False)
-    shutil.rmtree(folder / CHECKPOINTS)
+    shutil.rmtree(result.output / CHECKPOINTS)
     metric = get_task(config.task).metric
     for name, value in (
-        ("folder", str(folder.resolve())),
+        ("folder", str(result.output.resolve())),
         ("kept_step", result.metrics["kept_step"]),
         ("seconds", result.metrics["train_seconds"]),
         ("history", [row for row in result.history if "eval_loss" in row]),
@@ -267,6 +326,10 @@ def _run_trial(trial: optuna.Trial, shared: _Search, console: Console) -> float:
         return -math.inf if study.direction.name == "MAXIMIZE" else math.inf
     _drop_losers(study, shared.folder)
     return float(score)
+
+
+def _trial_folder(shared: _Search, number: int) -> str:
+    return str(shared.folder / TRIALS / str(number))
 
 
 def _is_surplus(trial: optuna.Trial, study: optuna.Study, search: SearchConfig) -> bool:

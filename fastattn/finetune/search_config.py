@@ -49,6 +49,16 @@ class SearchConfig:
                 "search: validation_size must be at least 1, for the validation set decides; got "
                 "0. Set it with --validation-size."
             )
+        if config.save_steps is not None:
+            raise ValueError(
+                "search: save_steps must be left out, for a trial that was interrupted is run "
+                f"again from its beginning; got {config.save_steps}. Leave --save-steps out."
+            )
+        if config.overwrite and self.storage is not None:
+            raise ValueError(
+                "search: overwrite must be left out beside storage, whose study it does not "
+                "replace; got both. Begin another study there with --study, or go on with --resume."
+            )
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError(
                 "search: a search must be started as one process; got "

@@ -44,7 +44,7 @@ def print_start(
     print_line(console, f"search    {where}; {search.workers} worker(s)")
     if done:
         print_line(console, f"          {done} trial(s) are done already")
-    print_line(console, f"trial     {config.model} for {config.task}, {config.epochs:g} epoch(s)")
+    print_line(console, f"trial     {config.model} for {config.task}, {config.duration()}")
     print_line(console, f"output    {folder}\n")
 
 

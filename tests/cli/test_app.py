@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +36,47 @@ def test_help_names_the_commands_and_imports_nothing_heavy() -> None:
     assert done.stdout.split() == ["0", "set()"], done.stderr
     shown = CliRunner().invoke(app, ["--help"]).output
     assert all(name in shown for name in ("info", "check", "explain", "finetune"))
+
+
+QUICK = [
+    *("", "--version", "explain --help", "finetune --help", "search --help"),
+    *("data build --help", "bench attention --help"),
+    # What is wrong with an option is said as quickly.
+    *("finetune --batch-size 0", "search --sampler best", "bench attention --rounds 0"),
+    "data build a.csv --output out --task ner",
+]
+
+
+@pytest.mark.parametrize("words", QUICK)
+def test_help_and_messages_do_not_wait_for_torch(words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "fastattn", *words.split()],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (0, 2)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "fastattn.cli.app" in imported and "Traceback" not in done.stderr
+    assert not imported & {"torch", "numpy", "pandas", "transformers", "datasets"}
+
+
+def test_the_script_does_not_wait_for_torch_and_has_every_name(tmp_path: Path) -> None:
+    """As pip installs it: a file of this name."""
+    script = tmp_path / "fastattn"
+    script.write_text(
+        "import sys\nfrom fastattn.cli import main\nassert 'torch' not in sys.modules\n"
+        "import fastattn\nassert dir(fastattn) == sorted(fastattn.__all__)\n"
+        "from fastattn import attention, patch\n"
+        "from fastattn.ops.attention import attention as own\n"
+        "assert attention is own is fastattn.attention\n"
+        "assert all(getattr(fastattn, name) is not None for name in dir(fastattn))\n"
+        "print('all there')\n",
+        encoding="utf-8",
+    )
+    # A script's own folder comes first on the path.
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=env)
+    assert done.stdout == "all there\n", done.stderr
 
 
 def test_version() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,14 @@ from typing import Any
 import pytest
 
 from fastattn.data import Source, Splits, load, text_key
-from fastattn.data.sources import packaged_reviews_path, read, rows_of_hub_sets
+from fastattn.data.loading import load_packaged
+from fastattn.data.sources import (
+    PACKAGED_NAMES,
+    check_one_meaning,
+    packaged_reviews_path,
+    read,
+    rows_of_hub_sets,
+)
 from fastattn.data.tasks import Layout
 from fastattn.errors import DataError
 
@@ -54,6 +62,45 @@ def test_no_review_is_in_two_sets(imdb: Splits) -> None:
 
 def test_line_breaks_are_out_of_the_reviews(imdb: Splits) -> None:
     assert not any("<br" in text for part in imdb[:3] for text in part.texts)
+
+
+@pytest.mark.parametrize("name", PACKAGED_NAMES)
+def test_a_name_that_is_also_a_path_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / name
+    folder.mkdir()
+    write_csv(folder / "train.csv", [(f"film {n}", n % 2) for n in range(40)])
+    message = (
+        rf"data must name one thing; got '{name}', which is packaged data and a folder here\. "
+    )
+    for take in (load, read):
+        with pytest.raises(
+            DataError, match=rf"{message}Write \./{name} for the folder; for the pa"
+        ):
+            take(name)
+        take(f"./{name}")
+    assert load(f"./{name}").report["train_rows"]["read"] == 40
+    check_one_meaning(name, output=name)  # written to, and not read
+    with pytest.raises(DataError, match=message):
+        check_one_meaning(name, output="other")
+    shutil.rmtree(folder)
+    check_one_meaning(name)
+    folder.touch()
+    with pytest.raises(
+        DataError, match=rf"which is packaged data and a file here\. Write \./{name}"
+    ):
+        load(name)
+
+
+def test_without_a_name_the_packaged_reviews_are_meant(
+    imdb: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imdb").mkdir()
+    sizes: dict[str, Any] = {"train_size": 2_000, "validation_size": 500, "test_size": 1_000}
+    assert load(**sizes) == load_packaged("imdb", **sizes) == imdb
 
 
 def test_duplicates_and_conflicts_of_a_file(tmp_path: Path) -> None:

@@ -182,6 +182,10 @@ def test_masked_language_modelling(tokenizer, special_known):
 
 def test_the_model_must_be_patched(tokenizer):
     transformers = pytest.importorskip("transformers")
+    from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
+
+    if not HAS_ATTENTION_INTERFACE:
+        pytest.skip("heads of Transformers 4.x take no packed batches")
     config = transformers.BertConfig(
         vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
     )

@@ -200,6 +200,11 @@ BAD = {
         "plain_tags must be left out unless the task is token",
     ),
     "too many": (["--train-size", "100"], "train_size must be at most the 36 different texts"),
+    "no compare": (
+        ["--compare-steps", "2", "--no-compare"],
+        "beside no_compare, which measures no",
+    ),
+    "not patched": (["--no-patch", "--compare-steps", "2"], "compare_steps must be left out for a"),
     "recipe": (["--recipe", "squad"], "recipe must be one of imdb; got 'squad'"),
     "patience": (["--patience", "1", "--keep", "last"], "patience must be given together with"),
     "no model": (["--model", "/no/model"], "model must be a folder that exists"),
@@ -244,7 +249,9 @@ def test_debug_shows_the_traceback(config: FinetuneConfig) -> None:
 
 
 def test_no_compare(config: FinetuneConfig, tmp_path: Path) -> None:
-    code, output = invoke(*options(replace(config, compare_steps=2)), "--no-compare")
+    words = options(config)
+    position = words.index("--compare-steps")
+    code, output = invoke(*words[:position], *words[position + 2 :], "--no-compare")
     assert code == 0, output
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
     assert "compare" not in metrics

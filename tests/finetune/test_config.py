@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,9 +83,48 @@ def test_packaged_data_needs_no_names_of_columns(task: str) -> None:
             FinetuneConfig(task=task, data=data, data_config="x").check()
 
 
+@pytest.mark.parametrize("task", PACKAGED)
+def test_the_name_of_packaged_data_that_is_also_a_folder(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in PACKAGED[task]:
+        (tmp_path / name).mkdir()
+        with pytest.raises(ValueError, match=rf"data must name one thing; got '{name}', which is"):
+            FinetuneConfig(task=task, data=name).check()
+        own = FinetuneConfig(task=task, data=f"./{name}")
+        own.check()
+        assert own.packaged_data() is None
+        # A run and the trials of a search write there, and do not read.
+        for output in (name, f"{name}/trials/0"):
+            FinetuneConfig(task=task, data=name, output=output).check()
+    FinetuneConfig(task=task).check()
+    FinetuneConfig(recipe="imdb").check()
+
+
 def test_overwrite_and_resume_exclude_each_other() -> None:
     with pytest.raises(ValueError, match=r"overwrite must not be given together with resume"):
         FinetuneConfig(overwrite=True, resume=True).check()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"overwrite": True}, "overwrite must be given together with output; got none, for which"),
+        (
+            {"patch": False, "compare_steps": 3},
+            "compare_steps must be left out for a model that is not patched.*; got 3. Leave --comp",
+        ),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"finetune: {message}"):
+        FinetuneConfig(**given).check()
+
+
+def test_how_long_is_trained() -> None:
+    assert FinetuneConfig(epochs=2.5).duration() == "2.5 epoch(s)"
+    assert FinetuneConfig(epochs=2.5, max_steps=1_000).duration() == "1,000 step(s)"
 
 
 @pytest.mark.parametrize("change", [{"keep": "last"}, {"validation_size": 0}])
@@ -101,6 +141,9 @@ def test_a_recipe_replaces_defaults_and_nothing_that_is_given() -> None:
     for again in (replace(config), copy.copy(config), pickle.loads(pickle.dumps(config))):
         assert again == config
     assert replace(config, epochs=2.0).epochs == 2.0
+    # The recipe's steps of warm-up would go before a ratio.
+    config = FinetuneConfig(recipe="imdb", warmup_ratio=0.2)
+    assert config.warmup_steps is None and replace(config) == config
 
 
 @pytest.mark.parametrize("name", RECIPES)

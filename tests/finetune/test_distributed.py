@@ -1,4 +1,4 @@
-"""Two real processes over gloo, as torchrun starts them."""
+"""Two real processes over gloo, as torchrun and accelerate start them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,17 @@ def options(config: FinetuneConfig) -> list[str]:
     return given
 
 
-def launch(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+# Of any processes, in spite of the name; port 0 is any that is free.
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+ACCELERATE += ["--main_process_port", "0"]
+
+
+def launch(command: list[str], launcher: list[str] = TORCHRUN) -> subprocess.CompletedProcess[str]:
     """Runs a command in two processes."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **environment}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.run(
-        [sys.executable, *torchrun, *command], capture_output=True, text=True, env=env
+        [sys.executable, "-m", *launcher, *command], capture_output=True, text=True, env=env
     )
 
 
@@ -68,6 +73,16 @@ def test_two_processes_do_what_one_does(config: FinetuneConfig, tmp_path: Path) 
     torch.testing.assert_close(weights(folder), weights(one.output), rtol=1e-3, atol=1e-4)
     with pytest.raises(ValueError, match=r"resumed with as many processes as before, 2; got 1"):
         finetune(replace(config, resume=True))
+
+
+def test_accelerate_launch_starts_two_processes(config: FinetuneConfig, tmp_path: Path) -> None:
+    given = options(replace(config, progress=True, device="cpu"))
+    done = launch(["-m", "fastattn", "finetune", *given], ACCELERATE)
+    assert done.returncode == 0, done.stderr
+    assert "batch size 8 (4 in each of 2 processes)" in done.stdout
+    assert done.stdout.count("splits    train 24 |") == done.stdout.count("test accuracy") == 1
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["processes"], metrics["train_steps"]) == (2, 3)
 
 
 # What goes wrong in one process only: a file that the other machine lacks; training itself.

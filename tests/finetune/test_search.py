@@ -202,23 +202,134 @@ def test_a_worker_is_known_by_more_than_its_number() -> None:
     assert replace(this, pid=child.pid).is_dead()
 
 
+def test_a_trial_of_another_machine_that_died_is_run_again(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there is nothing else to do but wait for it."""
+    monkeypatch.setattr(search_module, "_HEARTBEAT_S", 1)
+    monkeypatch.setattr(search_module, "_GRACE_S", 1)
+    search(config, SearchConfig(RATES[:1], winner="none"))
+    folder = tmp_path / "run"
+    url = f"sqlite:///{folder / 'search.db'}"
+    study = optuna.load_study(study_name="learning-rate", storage=url)
+    study.enqueue_trial({"learning_rate": RATES[1]}, user_attrs={"point": RATES[1]})
+    trial = study.ask()
+    trial.set_user_attr("worker", {"host": "elsewhere", "pid": 1, "started": 0.0})
+    search_module._open_storage(url).record_heartbeat(trial._trial_id)
+    naps = iter(range(30))
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: (next(naps), sleep(seconds)))
+    search(replace(config, resume=True), SearchConfig(RATES[:2], winner="none"))
+    assert points(folder) == Counter(RATES[:2])
+    assert [x.state for x in trials(folder)].count(TrialState.FAIL) == 1
+
+
+def test_two_commands_share_a_database(config: FinetuneConfig, tmp_path: Path) -> None:
+    """As on two machines: each has a folder of its own."""
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    folders = [tmp_path / "one", tmp_path / "two"]
+    processes = [
+        start(replace(config, output=str(folder)), "--winner", "none", "--storage", url)
+        for folder in folders
+    ]
+    for process in processes:
+        _, said = process.communicate()
+        assert process.returncode == 0, said.decode()
+    study = optuna.load_study(study_name="learning-rate", storage=url)
+    done = [x for x in study.trials if x.state == TrialState.COMPLETE]
+    assert Counter(x.params["learning_rate"] for x in done) == Counter(RATES)
+    assert {x.user_attrs["worker"]["pid"] for x in done} <= {x.pid for x in processes}
+    found = [json.loads((x / "search.json").read_text(encoding="utf-8")) for x in folders]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "module", "package"),
+    [
+        ("postgresql+psycopg", "psycopg", r"'psycopg\[binary\]'"),
+        ("postgresql+psycopg2", "psycopg2", "psycopg2-binary"),
+        ("mysql", "MySQLdb", "mysqlclient"),
+        ("mysql+pymysql", "pymysql", "pymysql"),
+    ],
+)
+def test_the_driver_of_a_database_is_missing(
+    config: FinetuneConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+    module: str,
+    package: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    message = rf"got no module {module}\. Run `pip install {package}`\."
+    with pytest.raises(ImportError, match=message) as caught:
+        search(config, SearchConfig(RATES, storage=f"{scheme}://me:secret@there/name"))
+    assert f"storage='{scheme}://me:***@there/name'" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("storage", "reason"),
+    [
+        ("sqlite:////no/such/folder/search.db", "unable to open database file"),
+        ("oraculum://me:secret@there/name", "Can't load plugin: sqlalchemy.dialects:oraculum"),
+    ],
+)
+def test_a_database_out_of_reach(
+    config: FinetuneConfig, tmp_path: Path, storage: str, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=r"storage must be the URL of a database that can be") as x:
+        search(config, SearchConfig(RATES, storage=storage))
+    assert reason in str(x.value) and "secret" not in str(x.value)
+    assert not (tmp_path / "run").exists()
+
+
 BAD = {
     "rates": (["--learning-rates", "1e-5;2e-5"], "is not numbers with commas between them"),
     "sampler": (["--sampler", "best"], "sampler must be one of grid, tpe, random; got 'best'"),
     "no validation": (["--validation-size", "0"], "validation_size must be at least 1"),
     "resume": (["--resume"], "output must hold a search to resume"),
     "data": (["--data", "none.csv"], "data must be a file or folder that exists"),
+    "column": (["--text-column", "body"], "must have a column 'body'; got none. Its columns are"),
+    "size": (["--train-size", "1000"], "train_size must be at most the"),
+    "model": (["--model", "/no/model"], "model must be a folder that exists"),
+    "length": (["--max-length", "65"], "max_length must be at most the 64 positions of the model"),
+    "dropout": (["--dropout", "2"], "dropout must be at least 0 and below 1; got 2.0"),
     "option": (["--num-beams", "2"], "num_beams must be left out unless the task is translation"),
+    "smoothing": (
+        ["--task", "masked-lm", "--label-smoothing", "0.1"],
+        "label_smoothing must be 0 for the task masked-lm",
+    ),
+    "overwrite": (
+        ["--overwrite", "--storage", "postgresql://me@there/x"],
+        "overwrite must be left out beside storage, whose study it does not replace",
+    ),
+    "taken": (["--output", "{taken}"], "output must be a folder without a model or results in it"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_gets_one_clear_message(config: FinetuneConfig, name: str) -> None:
+def test_bad_input_gets_one_clear_message(
+    config: FinetuneConfig, tmp_path: Path, name: str
+) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "search.db").touch()
+    before = set(tmp_path.rglob("*"))
     changed, message = BAD[name]
-    result = CliRunner().invoke(app, command(config, *changed))
+    words = command(config, *(word.format(taken=taken) for word in changed))
+    result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
     assert message in " ".join(result.output.replace("│", " ").split())
     assert "Traceback" not in result.output
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_saving_within_trials_is_refused(config: FinetuneConfig) -> None:
+    with pytest.raises(
+        ValueError, match=r"save_steps must be left out, for a trial that was inter"
+    ):
+        search(replace(config, save_steps=2), SearchConfig(RATES))
 
 
 def test_help_has_the_options_of_both() -> None:
@@ -228,6 +339,7 @@ def test_help_has_the_options_of_both() -> None:
     assert "--batch-size" in shown and "--patience" in shown
     # Not as options of their own; the recipes name the first.
     assert "│ --learning-rate " not in shown and "│ --compare-steps" not in shown
+    assert "--save-steps" not in shown
 
 
 def test_optuna_is_missing(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:

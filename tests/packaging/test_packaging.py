@@ -48,6 +48,13 @@ def test_import_brings_in_torch_and_nothing_else_heavy() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "[]\n", "")
 
 
+@pytest.mark.parametrize("order", ["fastattn, torch", "torch, fastattn"])
+def test_import_registers_the_operators(order: str) -> None:
+    code = f"import {order}; print(torch.ops.fastattn.attention_fwd, 'attention' in vars(fastattn))"
+    result = run_python(code)
+    assert result.stdout == "fastattn.attention_fwd True\n", result.stderr
+
+
 def test_versions_agree() -> None:
     assert metadata.version("fastattn") == fastattn.__version__
     top_changelog = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1]

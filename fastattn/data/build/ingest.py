@@ -86,7 +86,9 @@ def _origins(config: BuildConfig, unread: list[str]) -> Iterator[_Origin]:
         else:
             split = ""
         path = Path(source).expanduser()
-        is_packaged = source == named_sources.PACKAGED_IMDB and not path.exists()
+        is_packaged = source == named_sources.PACKAGED_IMDB
+        if is_packaged:
+            named_sources.check_one_meaning(source, config.output)
         is_hub_name = named_sources.is_hub_name(source)
         if split and (is_packaged or is_hub_name):
             raise DataError(
@@ -143,7 +145,7 @@ def _hub_origin(name: str, sets: Any, config: BuildConfig) -> _Origin:
 
 
 def _packaged(config: BuildConfig) -> _Origin:
-    source = named_sources.read(named_sources.PACKAGED_IMDB, data_config=config.data_config)
+    source = named_sources.read(None, data_config=config.data_config)
 
     def rows() -> Iterator[tuple[str | None, Record | BadRow]]:
         for number, row in enumerate(source.sets["train"], start=1):

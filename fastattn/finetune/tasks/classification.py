@@ -11,6 +11,7 @@ import numpy as np
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction
 
 from fastattn.data import PACKAGED_IMDB, Texts, load
+from fastattn.data.loading import load_packaged
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.tasks.base import (
     Baseline,
@@ -41,16 +42,20 @@ class Classification(Task):
     auto_model = AutoModelForSequenceClassification
 
     def load_data(self, config: FinetuneConfig) -> TaskData:
-        data = config.packaged_data() or config.data or ""
-        splits = load(
-            data,
-            text_column=config.text_column,
-            label_column=config.label_column,
-            column=config.column,
-            data_config=config.data_config,
-            split_seed=config.split_seed,
-            **config.sizes(_PACKAGED_SIZES if data == PACKAGED_IMDB else {}),
-        )
+        name = config.packaged_data()
+        sizes = config.sizes(_PACKAGED_SIZES if name == PACKAGED_IMDB else {})
+        if name:
+            splits = load_packaged(name, split_seed=config.split_seed, **sizes)
+        else:
+            splits = load(
+                config.data,
+                text_column=config.text_column,
+                label_column=config.label_column,
+                column=config.column,
+                data_config=config.data_config,
+                split_seed=config.split_seed,
+                **sizes,
+            )
         return TaskData(
             train=_rows(splits.train),
             validation=_rows(splits.validation),

@@ -25,7 +25,7 @@ from transformers import (
     Trainer,
 )
 
-from fastattn.data import PACKAGED_IMDB, load
+from fastattn.data import load
 from fastattn.data.packing import IGNORED_LABEL
 from fastattn.finetune import model as models
 from fastattn.finetune.config import FinetuneConfig
@@ -225,7 +225,7 @@ def _packaged_reviews(config: FinetuneConfig) -> TaskData:
     on there.
     """
     sizes = config.sizes(_PACKAGED_SIZES)
-    splits = load(PACKAGED_IMDB, split_seed=config.split_seed, **sizes)
+    splits = load(split_seed=config.split_seed, **sizes)
     train, validation, test = (
         [{"text": text} for text in part.texts]
         for part in (splits.train, splits.validation, splits.test)

