@@ -89,11 +89,14 @@ class _Call(NamedTuple):
             precision = target.float32_precision(where)
         shape = self.shape(kernel, precision)
         chosen = config.config_of(where, shape)
+        block_d = shape.head_dim
+        if kernel == "dbias":
+            block_d = min(block_d, config.dbias_columns(where, shape.kind))
         constants = {
             "HEAD_DIM": self.q.shape[-1],
             "BLOCK_M": chosen.block_m,
             "BLOCK_N": chosen.block_n,
-            "BLOCK_D": shape.head_dim,
+            "BLOCK_D": block_d,
             "PRECISION": precision,
         }
         return chosen, constants

@@ -8,12 +8,10 @@ writes its rows. It has no row yet: nothing has been measured on a GPU.
 The tables below serve what has no row. Their entries are chosen by what the compilers say: every
 one compiles for its architecture within its shared memory, and for 16-bit elements without spilling
 registers; among those, few instructions an element and many warps at once.
-``tests/backends/test_triton_compile.py`` checks the first two. Some float32 kernels for NVIDIA GPUs
-spill 8 to 24 bytes, where the compiler keeps registers few to run more programs at once. Two of
-head_dim 256 spill more: dk and dv without tensor cores, up to 328 bytes, as such a product keeps
-whole rows in registers, and dbias with them, up to 128. Since the kernels last changed (2026-11-28)
-every target was compiled for head_dim 64, packed, with dropout, in 16 bits, without a spill; the
-other entries are to be compiled again, with FASTATTN_TEST_ALL_TRITON=1.
+``tests/backends/test_triton_compile.py`` checks the first two, here for all of them (triton 3.9,
+2026-11-30). Some float32 kernels for NVIDIA GPUs spill 8 to 24 bytes, where the compiler keeps
+registers few to run more programs at once; dk and dv of head_dim 256 without tensor cores, where a
+product keeps whole rows in registers, up to 32.
 
 What to expect of an H200, by the code for sm_90 (triton 3.9, 2026-11-28; head_dim 64, packed): the
 inner loops take 12.1 instructions a score forward and 20.3 with dropout; backward with dropout 20.5
@@ -77,25 +75,24 @@ _SM_80: _Table = {
         "fwd": {64: Config(128, 64, 8, 2), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)},
         "dkdv": {64: Config(64, 64, 4, 1), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 1)},
         "dq": {64: Config(64, 64, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
-        "dbias": {64: Config(64, 32, 8, 1), 128: Config(16, 32, 8, 1), 256: Config(16, 32, 8, 1)},
     },
     RULED: {
         "fwd": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)},
-        "dkdv": {64: Config(32, 64, 4, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dkdv": {64: Config(32, 64, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 1)},
         "dq": {64: Config(64, 64, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
-        "dbias": {64: Config(64, 32, 8, 1), 128: Config(16, 32, 8, 1), 256: Config(16, 32, 8, 1)},
+        "dbias": {128: Config(64, 32, 8, 1), 256: Config(32, 32, 8, 1)},
     },
     TF32: {
         "fwd": {64: Config(64, 32, 4, 2), 128: Config(64, 32, 8, 1), 256: Config(32, 16, 8, 1)},
         "dkdv": {64: Config(32, 32, 8, 2), 128: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
         "dq": {64: Config(32, 32, 8, 2), 128: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
-        "dbias": {64: Config(32, 16, 8, 1), 128: Config(16, 64, 8, 1), 256: Config(16, 32, 8, 1)},
+        "dbias": {64: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
     },
     IEEE: {
         "fwd": {64: Config(32, 32, 8, 1), 128: Config(16, 64, 16, 1), 256: Config(16, 16, 8, 1)},
         "dkdv": {64: Config(32, 32, 8, 1), 128: Config(16, 16, 8, 1), 256: Config(16, 16, 8, 1)},
         "dq": {64: Config(32, 32, 8, 1), 128: Config(32, 16, 8, 1), 256: Config(16, 16, 4, 1)},
-        "dbias": {64: Config(32, 32, 16, 1), 128: Config(16, 16, 8, 1), 256: Config(32, 16, 16, 1)},
+        "dbias": {256: Config(32, 32, 8, 1)},
     },
 }
 
@@ -105,21 +102,30 @@ _SM_75: _Table = {
         "fwd": {64: Config(32, 32, 8, 1), 128: Config(64, 16, 8, 1)},
         "dkdv": {64: Config(32, 32, 8, 1), 128: Config(16, 16, 8, 1)},
         "dq": {64: Config(32, 32, 8, 1), 128: Config(16, 16, 8, 1)},
-        "dbias": {64: Config(32, 16, 8, 1), 128: Config(16, 16, 8, 1)},
+        "dbias": {128: Config(32, 32, 8, 1)},
     },
     IEEE: {
-        kernel: {head_dim: sizes for head_dim, sizes in by_head_dim.items() if head_dim <= 128}
-        for kernel, by_head_dim in _SM_80[IEEE].items()
+        **{
+            kernel: {head_dim: sizes for head_dim, sizes in by_head_dim.items() if head_dim <= 128}
+            for kernel, by_head_dim in _SM_80[IEEE].items()
+        },
+        "dbias": {64: Config(32, 32, 8, 1), 128: Config(32, 16, 4, 1)},
     },
 }
 
 # As sm_80, with 99 KiB of shared memory for its 163: sm_86, sm_89, sm_120, and what is not known.
 _SM_86: _Table = {
     **_SM_80,
+    HALF: {
+        **_SM_80[HALF],
+        "dkdv": {64: Config(64, 64, 8, 1), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 1)},
+        "dq": {64: Config(64, 64, 4, 2), 128: Config(64, 64, 8, 1), 256: Config(32, 32, 8, 1)},
+    },
     RULED: {
-        **_SM_80[RULED],
         "fwd": {64: Config(128, 32, 8, 2), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)},
-        "dq": {64: Config(64, 64, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(16, 16, 8, 1)},
+        "dkdv": {64: Config(32, 64, 8, 1), 128: Config(32, 64, 8, 1), 256: Config(32, 32, 8, 1)},
+        "dq": {64: Config(64, 64, 4, 2), 128: Config(64, 64, 8, 1), 256: Config(16, 32, 8, 1)},
+        "dbias": {128: Config(64, 32, 8, 1), 256: Config(16, 32, 8, 1)},
     },
 }
 
@@ -130,43 +136,46 @@ _SM_90: _Table = {
         "fwd": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8, 1)},
         "dkdv": {64: Config(64, 64, 4, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 1)},
         "dq": {64: Config(64, 64, 4, 2), 128: Config(128, 64, 8, 2), 256: Config(32, 32, 8, 1)},
-        "dbias": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 1), 256: Config(16, 32, 8, 1)},
     },
     RULED: {
         "fwd": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(128, 32, 8, 2)},
         "dkdv": {64: Config(64, 64, 8, 2), 128: Config(32, 32, 8, 1), 256: Config(16, 32, 8, 1)},
         "dq": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 1)},
-        "dbias": {64: Config(64, 32, 8, 1), 128: Config(64, 32, 8, 1), 256: Config(16, 16, 8, 1)},
+        "dbias": {256: Config(64, 32, 8, 1)},
     },
 }
 
 _SM_100: _Table = {
     **_SM_80,
     HALF: {
-        "fwd": {64: Config(128, 32, 8, 3), 128: Config(64, 64, 4, 2), 256: Config(64, 32, 8, 2)},
-        "dkdv": {64: Config(64, 64, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 16, 8, 1)},
+        "fwd": {64: Config(128, 32, 8, 3), 128: Config(64, 64, 4, 2), 256: Config(128, 32, 8, 2)},
+        "dkdv": {64: Config(64, 64, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 1)},
         "dq": {64: Config(64, 64, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(32, 32, 8, 1)},
-        "dbias": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 1), 256: Config(16, 32, 8, 1)},
     },
     RULED: {
-        "fwd": {64: Config(128, 32, 8, 3), 128: Config(64, 64, 4, 2), 256: Config(64, 32, 8, 2)},
-        "dkdv": {64: Config(64, 64, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 16, 8, 1)},
+        "fwd": {64: Config(128, 32, 8, 3), 128: Config(64, 64, 4, 2), 256: Config(128, 32, 8, 2)},
+        "dkdv": {64: Config(64, 64, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 32, 8, 1)},
         "dq": {64: Config(64, 64, 8, 2), 128: Config(64, 64, 8, 2), 256: Config(32, 32, 8, 1)},
-        "dbias": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 1), 256: Config(16, 32, 8, 1)},
+        "dbias": {256: Config(64, 32, 8, 1)},
     },
+    TF32: {
+        **_SM_80[TF32],
+        "dkdv": {64: Config(32, 32, 8, 2), 128: Config(16, 32, 8, 1), 256: Config(16, 16, 8, 1)},
+    },
+    IEEE: {**_SM_80[IEEE], "dbias": {256: Config(64, 32, 16, 1)}},
 }
 
 # 64 KiB of shared memory, and wavefronts of 64.
 _GFX9: _Table = {
     HALF: {
         "fwd": {64: Config(128, 32, 8, 1), 128: Config(64, 32, 4, 1), 256: Config(64, 16, 8, 1)},
-        "dkdv": {64: Config(32, 64, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 32, 8, 1)},
+        "dkdv": {64: Config(32, 64, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(32, 16, 4, 1)},
         "dq": {64: Config(64, 32, 4, 1), 128: Config(64, 16, 8, 1), 256: Config(32, 16, 8, 1)},
-        "dbias": {64: Config(64, 32, 4, 1), 128: Config(32, 16, 4, 1), 256: Config(32, 16, 8, 1)},
+        "dbias": {256: Config(64, 32, 4, 1)},
     },
     IEEE: {
         "fwd": {64: Config(64, 32, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(32, 16, 8, 1)},
-        "dkdv": {64: Config(32, 32, 4, 1), 128: Config(16, 32, 4, 1), 256: Config(16, 64, 4, 1)},
+        "dkdv": {64: Config(32, 32, 4, 1), 128: Config(16, 32, 4, 1), 256: Config(16, 16, 4, 1)},
         "dq": {64: Config(32, 32, 4, 1), 128: Config(32, 16, 4, 1), 256: Config(64, 16, 4, 1)},
         "dbias": {64: Config(32, 32, 4, 1), 128: Config(32, 16, 4, 1), 256: Config(64, 16, 4, 1)},
     },
@@ -234,3 +243,11 @@ def config_of(target: Target, shape: Shape) -> Config:
     table = table_of(target)
     by_head_dim = table.get(shape.kind, table[HALF])[shape.kernel]
     return next(config for largest, config in by_head_dim.items() if shape.head_dim <= largest)
+
+
+def dbias_columns(target: Target, kind: str) -> int:
+    """Returns how many columns of q and k, or dout and v, are multiplied at a time for dbias.
+
+    Fewer where registers hold whole rows of factors: of float32, or without matrix instructions.
+    """
+    return 64 if kind == RULED and target.name != "sm_75" else 32

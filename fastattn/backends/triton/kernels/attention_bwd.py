@@ -237,42 +237,32 @@ def dkdv_kernel(
 
 @triton.jit
 def grad_tile(
-    q_tile,
-    dout_tile,
+    products,
+    dp,
     lse2,
     delta,
-    k_base,
-    k_stride,
-    v_base,
-    v_stride,
+    attended,
     row0,
     col0,
     rule,
     place,
-    HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
-    """Returns the gradients of the scores with bias and of q @ k.T, of one tile, and its k."""
+    """Returns the gradients of the scores with bias and of q @ k.T, of one tile.
+
+    ``products`` is q @ k.T, ``dp`` is dout @ v.T; ``attended`` says which keys are not padding.
+    """
     row = row0 + tl.arange(0, BLOCK_M)
     col = col0 + tl.arange(0, BLOCK_N)
-    attended = keys_attended(rule, place, col)
-    k_tile = load_rows(k_base, col0, k_stride, attended, HEAD_DIM, BLOCK_N, BLOCK_D)
-    v_tile = load_rows(v_base, col0, v_stride, attended, HEAD_DIM, BLOCK_N, BLOCK_D)
-    products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    products = dot(q_tile, tl.trans(k_tile), products, PRECISION)
     s2, capped = score_tile(products, row[:, None], col[None, :], rule, place)
     p = weights(s2, lse2[:, None], rule)
     p = mask_tile(p, 0.0, attended[None, :], row[:, None], col[None, :], rule, place)
-    dp = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    dp = dot(dout_tile, tl.trans(v_tile), dp, PRECISION)
     keep = True
     if rule.seed is not None:
         keep = keep_tile(rule, place, row0, col0, BLOCK_M, BLOCK_N)
     _, dscore, ds = score_grad(p, dp, capped, delta[:, None], keep, rule)
-    return dscore, ds, k_tile
+    return dscore, ds
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -328,24 +318,15 @@ def dq_kernel(
     dq_tile = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     first, end = key_range(row0, rule, place, BLOCK_M)
     for col0 in tl.range(first, end, BLOCK_N):
-        _, ds, k_tile = grad_tile(
-            q_tile,
-            dout_tile,
-            lse2,
-            row_delta,
-            k_base,
-            k.row_stride,
-            v_base,
-            v.row_stride,
-            row0,
-            col0,
-            rule,
-            place,
-            HEAD_DIM,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_D,
-            PRECISION,
+        attended = keys_attended(rule, place, col0 + tl.arange(0, BLOCK_N))
+        k_tile = load_rows(k_base, col0, k.row_stride, attended, HEAD_DIM, BLOCK_N, BLOCK_D)
+        v_tile = load_rows(v_base, col0, v.row_stride, attended, HEAD_DIM, BLOCK_N, BLOCK_D)
+        products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        products = dot(q_tile, tl.trans(k_tile), products, PRECISION)
+        dp = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        dp = dot(dout_tile, tl.trans(v_tile), dp, PRECISION)
+        _, ds = grad_tile(
+            products, dp, lse2, row_delta, attended, row0, col0, rule, place, BLOCK_M, BLOCK_N
         )
         dq_tile = dot(narrow(ds, k_tile.dtype), k_tile, dq_tile, PRECISION)
     dq_base = rows_of(dq, sequence, start_q, head, PACKED)

@@ -2,7 +2,8 @@
 
 A program owns one tile of the bias, computes the gradient of every score that reads it, and adds
 them up in registers: nothing of the size of all scores is stored, and there are no atomics. It runs
-only when the bias asks for a gradient.
+only when the bias asks for a gradient. Rows of q, k, v and dout serve one tile only, so BLOCK_D of
+their columns are multiplied at a time: whole rows of 128 or 256 would not fit into registers.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import triton.language as tl
 from fastattn.backends.triton.kernels.attention_bwd import grad_tile, load_statistics
 from fastattn.backends.triton.kernels.blocks import (
     LENGTHS,
+    dot,
     load_rows,
     locate_program,
     locate_sequence,
     rows_of,
     statistics_of,
 )
-from fastattn.backends.triton.kernels.scores import place_of
+from fastattn.backends.triton.kernels.scores import keys_attended, place_of
 
 
 @triton.jit
@@ -60,28 +62,28 @@ def _add_head(
     for row0 in tl.range(row_first, row_end, BLOCK_M):
         row = row0 + tl.arange(0, BLOCK_M)
         valid = row < length_q
-        q_tile = load_rows(q_base, row0, q.row_stride, valid, HEAD_DIM, BLOCK_M, BLOCK_D)
-        dout_tile = load_rows(dout_base, row0, dout.row_stride, valid, HEAD_DIM, BLOCK_M, BLOCK_D)
         lse2, row_delta = load_statistics(lse_base, delta_base, row, valid)
         for col0 in tl.range(col_first, col_end, BLOCK_N):
-            dscore, _ds, _k = grad_tile(
-                q_tile,
-                dout_tile,
-                lse2,
-                row_delta,
-                k_base,
-                k.row_stride,
-                v_base,
-                v.row_stride,
-                row0,
-                col0,
-                rule,
-                place,
-                HEAD_DIM,
-                BLOCK_M,
-                BLOCK_N,
-                BLOCK_D,
-                PRECISION,
+            attended = keys_attended(rule, place, col0 + tl.arange(0, BLOCK_N))
+            products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            dp = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            for d0 in tl.range(0, HEAD_DIM, BLOCK_D):
+                q_part = load_rows(
+                    q_base, row0, q.row_stride, valid, HEAD_DIM, BLOCK_M, BLOCK_D, d0
+                )
+                k_part = load_rows(
+                    k_base, col0, k.row_stride, attended, HEAD_DIM, BLOCK_N, BLOCK_D, d0
+                )
+                products = dot(q_part, tl.trans(k_part), products, PRECISION)
+                dout_part = load_rows(
+                    dout_base, row0, dout.row_stride, valid, HEAD_DIM, BLOCK_M, BLOCK_D, d0
+                )
+                v_part = load_rows(
+                    v_base, col0, v.row_stride, attended, HEAD_DIM, BLOCK_N, BLOCK_D, d0
+                )
+                dp = dot(dout_part, tl.trans(v_part), dp, PRECISION)
+            dscore, _ds = grad_tile(
+                products, dp, lse2, row_delta, attended, row0, col0, rule, place, BLOCK_M, BLOCK_N
             )
             dbias_tile += dscore
     return dbias_tile

@@ -45,12 +45,22 @@ def _row_pointers(base, row0, stride, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr
 
 @triton.jit
 def load_rows(
-    base, row0, stride, valid, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr
+    base,
+    row0,
+    stride,
+    valid,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    d0=0,
 ):
-    """Returns (BLOCK, BLOCK_D): rows of head_dim elements, 0 where not valid and past head_dim."""
-    d = tl.arange(0, BLOCK_D)
-    pointers = _row_pointers(base, row0, stride, BLOCK, BLOCK_D)
-    if HEAD_DIM == BLOCK_D:
+    """Returns (BLOCK, BLOCK_D): columns of rows from d0 on, 0 where not valid and past head_dim.
+
+    BLOCK_D is at least head_dim, or d0 a multiple of it.
+    """
+    d = d0 + tl.arange(0, BLOCK_D)
+    pointers = _row_pointers(base + d0, row0, stride, BLOCK, BLOCK_D)
+    if HEAD_DIM % BLOCK_D == 0:
         return tl.load(pointers, mask=valid[:, None], other=0.0)
     else:
         return tl.load(pointers, mask=valid[:, None] & (d[None, :] < HEAD_DIM), other=0.0)
