@@ -20,6 +20,7 @@ from fastattn.testing import (
     check_against_reference,
     make_inputs,
 )
+from tests.conftest import REFUSED
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 FLOAT32_EPS = torch.finfo(torch.float32).eps
@@ -371,6 +372,7 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
     max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
 def test_any_combination(backend, call):
+    hypothesis.assume(call["dtype"] not in REFUSED.get(backend, ()))
     # A kernel takes rowsum(out * dout) of the rounded out; summed over a broadcast dimension of a
     # small bias, that rounding can stand out. A wrong formula is wrong by 1.
     half = call["dtype"].itemsize == 2
