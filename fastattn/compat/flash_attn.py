@@ -28,6 +28,7 @@ from fastattn import backends, dropout, reference
 from fastattn.compat.rotary import apply_rotary
 from fastattn.ops import attention as op
 from fastattn.ops import checks
+from fastattn.ops.padding import row_places
 
 VERSION = "2.8.3"
 
@@ -519,9 +520,7 @@ def _dropped_weights(q: Tensor, k: Tensor, options: op.Options, seed: Tensor) ->
 
 def _places(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
     """Returns of each packed row its sequence and its place in it, without rows of no sequence."""
-    row = torch.arange(min(total, int(cu_seqlens[-1])), device=cu_seqlens.device)
-    sequence = torch.searchsorted(cu_seqlens[1:].long(), row, right=True)
-    return sequence, row - cu_seqlens[sequence]
+    return row_places(cu_seqlens, min(total, int(cu_seqlens[-1])))
 
 
 def _get_block_size_n(

@@ -19,7 +19,7 @@ from fastattn.modules.combined import Mixin
 from fastattn.modules.encoder import FirstRowsLayer
 from fastattn.modules.fused import applied, product, products, serves_gelu
 from fastattn.ops.gelu import bias_gelu
-from fastattn.ops.padding import PackedLayout
+from fastattn.ops.padding import PackedLayout, row_places
 
 Rotation = tuple[Tensor, Tensor]  # cos and sin of the angles, each (1 or batch, seqlen, head_dim)
 
@@ -177,9 +177,8 @@ def embed_sequences(body: Any, ids: Tensor, cu_seqlens: Tensor, max_seqlen: int)
     padded = ids[0][rows.clamp(max=total - 1)]
     padded = padded.masked_fill(~is_token, body.embeddings.padding_idx)
     embedded = body.embeddings(input_ids=padded, attention_mask=is_token.long())
-    row = torch.arange(total, device=ids.device)
-    sequence = torch.searchsorted(ends[:, 0].contiguous(), row, right=True)
-    slot = sequence * max_seqlen + row - cu_seqlens.long()[sequence]
+    sequence, place = row_places(cu_seqlens, total)
+    slot = sequence * max_seqlen + place
     # Rows of no sequence, at the end, get what the first has.
     slot = slot.masked_fill(sequence == starts.shape[0], 0)
     return embedded.flatten(0, 1).index_select(0, slot)[None]

@@ -321,15 +321,24 @@ def has_gaps(mask: Tensor) -> bool:
     return bool((begins.sum(dim=1) + mask[:, 0] > 1).any())
 
 
+def row_places(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """(batch + 1,) -> twice (total,) int64: the sequence of each row, and its place in it.
+
+    Rows of no sequence count as those of one more. Waits for no device.
+    """
+    starts = cu_seqlens.long()
+    rows = torch.arange(total, device=starts.device)
+    sequence = torch.searchsorted(starts[1:].contiguous(), rows, right=True)
+    return sequence, rows - starts.index_select(0, sequence)
+
+
 def sequence_slots(layout: PackedLayout) -> Tensor:
     """Where tokens lie in a (batch * max_seqlen) batch of sequences from their first token on.
 
     Rows of no sequence get the slot behind the last, batch * max_seqlen, all of them.
     """
-    starts = layout.cu_seqlens.long()
-    rows = torch.arange(layout.total, device=starts.device)
-    sequence = torch.searchsorted(starts[1:].contiguous(), rows, right=True)
-    slots = sequence * layout.max_seqlen + rows - starts.index_select(0, sequence)
+    sequence, place = row_places(layout.cu_seqlens, layout.total)
+    slots = sequence * layout.max_seqlen + place
     return slots.clamp(max=layout.batch_size * layout.max_seqlen)
 
 

@@ -35,7 +35,7 @@ from fastattn.modules.encoder import (
     HIDDEN_LABELS,
     MAX_SEQLEN,
 )
-from fastattn.ops.padding import PackedLayout, sequences_layout, sequences_mask
+from fastattn.ops.padding import PackedLayout, row_places, sequences_layout, sequences_mask
 from fastattn.patching.arguments import argument
 from fastattn.patching.changes import has_hook, keep_hook
 from fastattn.patching.family import Family
@@ -256,11 +256,8 @@ def _positions(cu_seqlens: Tensor, total: int) -> Tensor:
 
     Rows of no sequence, of which there may be more than a model has positions, are all at 0.
     """
-    rows = torch.arange(total, device=cu_seqlens.device)
-    starts = cu_seqlens.long()
-    sequence = torch.searchsorted(starts[1:].contiguous(), rows, right=True)
-    places = rows - starts.index_select(0, sequence)
-    return places.masked_fill(rows >= starts[-1], 0)
+    sequence, places = row_places(cu_seqlens, total)
+    return places.masked_fill(sequence == len(cu_seqlens) - 1, 0)
 
 
 def _first_position(body: Any) -> int:
