@@ -15,11 +15,10 @@ from typing import Any
 
 from fastattn.bench import plot, results, support, tables
 
-_KINDS = ("attention", "layers", "memory", "growth", "bert", "epochs", "install")
 # README.md: the first picture and table; the operation alone; its memory; what is served.
 BLOCKS = {
     "README.md": ("bert", "attention", "memory", "support"),
-    "bench/README.md": (*_KINDS, "gpu"),
+    "bench/README.md": (*results.KINDS, "gpu"),
 }
 _ALT = {
     "bert": "Time of a training step beside stock Transformers, as a share",
@@ -151,7 +150,12 @@ def _support() -> str:
 
 
 def _gpu(root: Path) -> str:
-    found = [pair for kind in _KINDS if kind != "install" for pair in _results(root, f"gpu-{kind}")]
+    found = [
+        pair
+        for kind in results.KINDS
+        if kind != "install"
+        for pair in _results(root, f"gpu-{kind}")
+    ]
     if not found:
         return "**Nothing has been measured on a GPU yet.** `make gpu` does."
-    return "\n\n".join(_in_detail(path, result, root) for path, result in found)
+    return "\n\n".join(_in_detail(path, result, root / "bench") for path, result in found)

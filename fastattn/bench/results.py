@@ -33,10 +33,10 @@ from fastattn import environment
 SCHEMA = "fastattn-bench"
 SCHEMA_VERSION = 1
 
-_KINDS = ("attention", "layers", "memory", "growth", "bert", "epochs", "install")
+KINDS = ("attention", "layers", "memory", "growth", "bert", "epochs", "install")
 FILE_NAMES = {
-    **{kind: f"cpu-{kind}.json" for kind in _KINDS},
-    **{f"gpu-{kind}": f"gpu-{kind}.json" for kind in _KINDS if kind != "install"},
+    **{kind: f"cpu-{kind}.json" for kind in KINDS},
+    **{f"gpu-{kind}": f"gpu-{kind}.json" for kind in KINDS if kind != "install"},
 }
 
 _VERSIONS = ("python", "torch", "transformers", "fastattn")
