@@ -119,10 +119,10 @@ def search(
     trial_config = replace(config, overwrite=True, resume=False, compare_steps=0)
     shared = _Search(trial_config, search, storage, folder.path)
     check_run(replace(trial_config, output=_trial_folder(shared, 0)))
-    if search.storage is not None:
-        _open_study(shared)  # it may be out of reach, or begun with other settings
+    # A database of its own may be out of reach, or begun with other settings.
+    study = None if search.storage is None else _open_study(shared)
     folder.start_search(config.resume)
-    study = _open_study(shared)
+    study = study or _open_study(shared)
     search_report.print_start(console, config, search, study, folder.path)
     if search.workers > 1:
         _work_in_processes(shared, console)
