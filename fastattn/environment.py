@@ -39,6 +39,11 @@ _FEATURES = (
 _COMMAND_TIMEOUT_S = 10.0
 
 
+def launched_processes() -> int:
+    """Returns how many processes a launcher, such as torchrun, started of this command."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def collect() -> dict[str, Any]:
     """Returns everything, by section. A section that fails holds its error, the others stay."""
     sections: dict[str, Callable[[], Any]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 
 from fastattn.cli.errors import BAD_INPUT, clear_errors
 from fastattn.cli.options import is_given, option, pairs
+from fastattn.environment import launched_processes
 from fastattn.finetune.config import FinetuneConfig
 from fastattn.finetune.recipes import RECIPES, describe
 from fastattn.finetune.tasks import TASK_NAMES
@@ -429,7 +429,7 @@ def one_message() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        if launched_processes() < 2:
             raise
         # Imported only here: it needs torch, for which a message does not wait.
         from fastattn.finetune import distributed

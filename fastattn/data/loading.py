@@ -64,8 +64,7 @@ def load(
     """
     sizes = Sizes(train_size, validation_size, test_size)
     check_sizes(sizes)
-    is_name = data is None or data in sources.PACKAGED_NAMES
-    if data is not None and not is_name and built.is_built(Path(data).expanduser()):
+    if data not in (None, *sources.PACKAGED_NAMES) and built.is_built(Path(data).expanduser()):
         for setting, value in (
             ("text_column and label_column", text_column or label_column or column),
             ("data_config", data_config),

@@ -16,6 +16,8 @@ from typing import NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
+from fastattn.environment import launched_processes
+
 T = TypeVar("T")
 
 _PATIENCE_S = 30.0
@@ -88,7 +90,7 @@ def join(on_cpu: bool) -> Processes:
     Args:
         on_cpu: whether they train on CPUs, over gloo.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if launched_processes() < 2:
         return Processes()
     from accelerate import PartialState
 

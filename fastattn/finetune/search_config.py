@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fastattn.environment import launched_processes
 from fastattn.finetune.config import FinetuneConfig
 
 SAMPLERS = ("grid", "tpe", "random")
@@ -59,10 +59,10 @@ class SearchConfig:
                 "search: overwrite must be left out beside storage, whose study it does not "
                 "replace; got both. Begin another study there with --study, or go on with --resume."
             )
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if launched_processes() > 1:
             raise ValueError(
                 "search: a search must be started as one process; got "
-                f"{os.environ['WORLD_SIZE']} of a launcher. Use --workers."
+                f"{launched_processes()} of a launcher. Use --workers."
             )
 
     def _rules(self, config: FinetuneConfig) -> Iterator[tuple[str, bool, str]]:
