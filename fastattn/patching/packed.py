@@ -223,7 +223,7 @@ def _check(name: str, tokens: Tensor, cu_seqlens: Tensor, kwargs: dict[str, Any]
             )
     if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
         return  # reading it would wait for the device
-    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or not _rises(cu_seqlens, tokens.shape[1]):
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2 or not _rises(cu_seqlens, tokens.shape[1]):
         raise ValueError(
             f"{name}: cu_seq_lens_q must rise from 0 to at most the number of tokens, "
             f"{tokens.shape[1]}; got {cu_seqlens.tolist()}. Leave out empty sequences."
@@ -257,7 +257,7 @@ def _positions(cu_seqlens: Tensor, total: int) -> Tensor:
     Rows of no sequence, of which there may be more than a model has positions, are all at 0.
     """
     sequence, places = row_places(cu_seqlens, total)
-    return places.masked_fill(sequence == len(cu_seqlens) - 1, 0)
+    return places.masked_fill(sequence == cu_seqlens.shape[0] - 1, 0)
 
 
 def _first_position(body: Any) -> int:
