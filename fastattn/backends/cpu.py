@@ -50,8 +50,13 @@ def native_module() -> Any:
 
 
 def serves(device_type: str, head_dim: int) -> bool:
-    """Whether there is nothing for the two functions around this one to say."""
+    """Whether neither :func:`unavailable_reason` nor :func:`unsupported_reasons` has one."""
     return _load_error is None and device_type == "cpu" and head_dim <= MAX_HEAD_DIM
+
+
+def serves_hidden(device_type: str) -> bool:
+    """Whether neither :func:`unavailable_reason` nor :func:`hidden_reasons` has one."""
+    return _load_error is None and device_type == "cpu"
 
 
 def unsupported_reasons(call: Call) -> list[str]:

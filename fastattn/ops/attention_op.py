@@ -3,27 +3,21 @@
 Registered with ``torch.library``, so that autograd, fake tensors and ``torch.compile`` treat the
 fused kernels as any other operator. Python allocates the results, a backend fills them.
 
-An operator written in Python costs 12 us a call on its way through torch's dispatcher, and 85 us
-more with a gradient (AMD EPYC, torch 2.13, 2026-11-24), more than short sequences themselves take.
-So a plain eager call, which nobody but autograd could be watching, goes to the same functions by an
-``autograd.Function``. Any other call, as in a compiled, exported, traced or profiled model, goes to
-the operators.
+As :mod:`fastattn.ops.calls` says, a plain eager call goes to the same functions past the operators,
+by an ``autograd.Function`` of its own: it takes heads that come first without a view of them.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import _C, Tensor
-from torch.autograd import forward_ad
-from torch.overrides import has_torch_function
 
 from fastattn import backends
 from fastattn.backends import cpu
-from fastattn.ops.functorch import is_transforming, transformable
+from fastattn.ops.calls import empty_like, is_plain_call, past_functorch, register_for_dispatcher
 from fastattn.ops.tangents import refuse_tangents
 from fastattn.reference import statistics_dtype
 
@@ -118,44 +112,12 @@ def heads_first_like(out: Tensor, q: Tensor) -> Tensor:
     return out.contiguous() if q.is_contiguous() else out
 
 
-def is_plain_call(first: Tensor, *others: Tensor | None) -> bool:
-    """Whether an eager call may go past the dispatcher: only autograd would see it there.
-
-    It may not while a mode of torch is active (fake tensors, tracing, functorch, profiling,
-    selective checkpointing), nor if a tensor is more than memory (a subclass, a negated view).
-    """
-    if (
-        has_torch_function((first, *others))  # an active mode, or a subclass other than Parameter
-        or _C._len_torch_dispatch_stack()
-        or is_transforming()
-        or _C._get_tracing_state() is not None
-        or forward_ad._current_level >= 0
-        or _C._autograd._profiler_enabled()
-    ):
-        return False
-    plain_keys = _plain_keys(first.device)
-    for x in (first, *others):
-        if x is not None and _C._dispatch_keys(x).raw_repr() not in plain_keys:
-            return False
-    return True
-
-
-@functools.cache
-def _plain_keys(device: torch.device) -> frozenset[int]:
-    """Returns the dispatch keys of a tensor that is memory and nothing more."""
-    keys = set()
-    for inference in (False, True):
-        with torch.inference_mode(inference):
-            keys.add(_C._dispatch_keys(torch.empty(0, device=device)).raw_repr())
-    return frozenset(keys)
-
-
 def _empty_outputs(q: Tensor, cu_seqlens_q: Tensor | None) -> tuple[Tensor, Tensor]:
     """Returns out and lse, to be filled."""
     if cu_seqlens_q is None:
         batch_size, seqlen_q, num_heads, _ = q.shape
-        return _empty_like(q), _empty_lse((batch_size, num_heads, seqlen_q), q)
-    return _empty_like(q), _empty_lse((q.shape[1], q.shape[0]), q)
+        return empty_like(q), _empty_lse((batch_size, num_heads, seqlen_q), q)
+    return empty_like(q), _empty_lse((q.shape[1], q.shape[0]), q)
 
 
 def _empty_lse(shape: Sequence[int], q: Tensor) -> Tensor:
@@ -166,19 +128,14 @@ def _empty_grads(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, bias_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Returns dq, dk, dv and dbias, to be filled."""
-    dbias = _empty_like(bias) if bias_grad and bias is not None else None
-    return _empty_like(q), _empty_like(k), _empty_like(v), dbias
-
-
-def _empty_like(x: Tensor) -> Tensor:
-    """Half the time of ``x.new_empty(x.shape)``."""
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+    dbias = empty_like(bias) if bias_grad and bias is not None else None
+    return empty_like(q), empty_like(k), empty_like(v), dbias
 
 
 def _empty_heads_first(x: Tensor) -> Tensor:
     """The strides of x without gaps, where kernels can write to these."""
     empty = torch.empty_like(x)
-    return empty if empty.stride()[-1] == 1 else _empty_like(x)
+    return empty if empty.stride()[-1] == 1 else empty_like(x)
 
 
 def _attention_fwd(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
@@ -219,7 +176,6 @@ def _four_tensors(
     return dq, dk, dv, dbias
 
 
-@torch.library.impl("fastattn::attention_bwd", "default")
 def _attention_bwd_op(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _four_tensors(*_attention_bwd(*arguments))
 
@@ -237,9 +193,6 @@ def _attention_bwd_fake(
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _four_tensors(*_empty_grads(q, k, v, options[_BIAS_INDEX], bias_grad))
-
-
-torch.library.impl("fastattn::attention_fwd", "default", _attention_fwd)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -297,8 +250,9 @@ def _gradients(
     return dq, dk, dv, dbias
 
 
-torch.library.register_autograd("fastattn::attention_fwd", _backward, setup_context=_setup_context)
-_fwd_op = transformable(torch.ops.fastattn.attention_fwd, _backward, _setup_context)
+_fwd_op = register_for_dispatcher(
+    "fastattn::attention_fwd", _attention_fwd, _backward, _setup_context
+)
 
 
 def _eager_fwd(
@@ -334,7 +288,7 @@ def _heads_first_bwd(
     q, k, v, out, lse = saved
     dq, dk, dv = _empty_heads_first(q), _empty_heads_first(k), _empty_heads_first(v)
     bias = tensors[_BIAS_INDEX]
-    dbias = _empty_like(bias) if bias_grad and bias is not None else None
+    dbias = empty_like(bias) if bias_grad and bias is not None else None
     *numbers, backend = values
     options = (*tensors, *numbers)
     if backend == cpu.NAME:
@@ -392,9 +346,7 @@ class _EagerAttention(torch.autograd.Function):
         return dq, dk, dv, dbias if bias_grad else None, None, None, None
 
 
-# Without torch's Python around it, which looks for the wrappers of functorch for 1.6 us: a plain
-# call has none.
-_apply_eager_attention: Any = super(torch.autograd.Function, _EagerAttention).apply
+_apply_eager_attention = past_functorch(_EagerAttention)
 
 
 def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
@@ -404,5 +356,4 @@ def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
     )
 
 
-torch.library.register_autograd("fastattn::attention_bwd", _no_double_backward)
-_bwd_op = transformable(torch.ops.fastattn.attention_bwd, _no_double_backward)
+_bwd_op = register_for_dispatcher("fastattn::attention_bwd", _attention_bwd_op, _no_double_backward)

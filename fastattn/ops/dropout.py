@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastattn import dropout as rule
 from fastattn.ops import hidden_checks as checks
-from fastattn.ops.functorch import transformable
+from fastattn.ops.calls import empty_like, register
 from fastattn.ops.tangents import refuse_tangents
 
 OP = "dropout"
@@ -65,16 +65,15 @@ torch.library.define(
 )
 
 
-@torch.library.impl("fastattn::hidden_dropout", "default")
 def _hidden_dropout(x: Tensor, seed: Tensor, dropout_p: float, backend: str = "cpu") -> Tensor:
-    out = x.new_empty(x.shape)
+    out = empty_like(x)
     checks.kernels(backend).hidden_dropout(out, x, seed, dropout_p)
     return out
 
 
 @torch.library.register_fake("fastattn::hidden_dropout")
 def _hidden_dropout_fake(x: Tensor, seed: Tensor, dropout_p: float, backend: str = "cpu") -> Tensor:
-    return x.new_empty(x.shape)
+    return empty_like(x)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -89,5 +88,4 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None, None]:
     return dx, None, None, None
 
 
-torch.library.register_autograd("fastattn::hidden_dropout", _backward, setup_context=_setup_context)
-_op = transformable(torch.ops.fastattn.hidden_dropout, _backward, _setup_context)
+_op = register("fastattn::hidden_dropout", _hidden_dropout, _backward, _setup_context)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastattn.ops import hidden_checks as checks
-from fastattn.ops.functorch import transformable
+from fastattn.ops.calls import empty_like, register
 from fastattn.ops.tangents import refuse_tangents
 from fastattn.reference import statistics_dtype
 
@@ -42,7 +42,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, backend: str | None = No
     checks.check_x(OP, x)
     if bias is not None:
         checks.check_vector(OP, "bias", bias, x)
-        bias = bias.to(statistics_dtype(x.dtype))
+        bias = checks.in_dtype(bias, statistics_dtype(x.dtype))
     chosen = checks.choose_backend(OP, x, backend)
     if chosen == checks.REFERENCE:
         return reference(x, bias)
@@ -66,22 +66,20 @@ torch.library.define(
 
 def _empty_grads(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Returns dx and dbias, to be filled; dbias is empty if there is no bias."""
-    return x.new_empty(x.shape), x.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return empty_like(x), x.new_empty(0) if bias is None else empty_like(bias)
 
 
-@torch.library.impl("fastattn::gelu_fwd", "default")
 def _gelu_fwd(x: Tensor, bias: Tensor | None, backend: str = "cpu") -> Tensor:
-    out = x.new_empty(x.shape)
+    out = empty_like(x)
     checks.kernels(backend).gelu_fwd(out, x, bias)
     return out
 
 
 @torch.library.register_fake("fastattn::gelu_fwd")
 def _gelu_fwd_fake(x: Tensor, bias: Tensor | None, backend: str = "cpu") -> Tensor:
-    return x.new_empty(x.shape)
+    return empty_like(x)
 
 
-@torch.library.impl("fastattn::gelu_bwd", "default")
 def _gelu_bwd(
     dout: Tensor, x: Tensor, bias: Tensor | None, backend: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
@@ -108,8 +106,7 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor | None, None]:
     return dx, None if bias is None else dbias, None
 
 
-torch.library.register_autograd("fastattn::gelu_fwd", _backward, setup_context=_setup_context)
-_fwd_op = transformable(torch.ops.fastattn.gelu_fwd, _backward, _setup_context)
+_fwd_op = register("fastattn::gelu_fwd", _gelu_fwd, _backward, _setup_context)
 
 
 def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
@@ -119,5 +116,4 @@ def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
     )
 
 
-torch.library.register_autograd("fastattn::gelu_bwd", _no_double_backward)
-_bwd_op = transformable(torch.ops.fastattn.gelu_bwd, _no_double_backward)
+_bwd_op = register("fastattn::gelu_bwd", _gelu_bwd, _no_double_backward)

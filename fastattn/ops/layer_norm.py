@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastattn import dropout
 from fastattn.ops import hidden_checks as checks
-from fastattn.ops.functorch import transformable
+from fastattn.ops.calls import empty_like, register
 from fastattn.ops.tangents import refuse_tangents
 from fastattn.reference import statistics_dtype
 
@@ -63,13 +63,13 @@ def dropout_add_layer_norm(
     """
     _check(x, residual, weight, bias, eps, dropout_p, x_bias)
     out_dtype = torch.promote_types(x.dtype, residual.dtype)
-    residual = residual.to(out_dtype)
+    residual = checks.in_dtype(residual, out_dtype)
     if out_dtype == torch.float64:
         x = x.to(out_dtype)
     stats_dtype = statistics_dtype(out_dtype)
-    weight, bias = weight.to(stats_dtype), bias.to(stats_dtype)
+    weight, bias = checks.in_dtype(weight, stats_dtype), checks.in_dtype(bias, stats_dtype)
     if x_bias is not None:
-        x_bias = x_bias.to(stats_dtype)
+        x_bias = checks.in_dtype(x_bias, stats_dtype)
     chosen = checks.choose_backend(OP, x, backend)
     seed = dropout.draw_seed(x.device, generator) if dropout_p > 0.0 else None
     options = (x, residual, weight, bias, x_bias, seed, float(eps), float(dropout_p))
@@ -149,7 +149,7 @@ torch.library.define(
 def _empty_outputs(residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns out, mean and rstd, to be filled."""
     rows = math.prod(residual.shape[:-1])
-    return residual.new_empty(residual.shape), weight.new_empty(rows), weight.new_empty(rows)
+    return empty_like(residual), weight.new_empty(rows), weight.new_empty(rows)
 
 
 def _one_gradient(x: Tensor, residual: Tensor, seed: Tensor | None) -> bool:
@@ -163,14 +163,13 @@ def _empty_grads(
     """Returns the five gradients, to be filled; what is not computed is empty."""
     return (
         x.new_empty(0 if _one_gradient(x, residual, seed) else x.shape),
-        residual.new_empty(residual.shape),
-        weight.new_empty(weight.shape),
-        weight.new_empty(weight.shape),
+        empty_like(residual),
+        empty_like(weight),
+        empty_like(weight),
         weight.new_empty(0 if x_bias is None else x_bias.shape),
     )
 
 
-@torch.library.impl("fastattn::layer_norm_fwd", "default")
 def _layer_norm_fwd(
     x: Tensor,
     residual: Tensor,
@@ -196,7 +195,6 @@ def _layer_norm_fwd_fake(
     return _empty_outputs(residual, weight)
 
 
-@torch.library.impl("fastattn::layer_norm_bwd", "default")
 def _layer_norm_bwd(
     dout: Tensor,
     x: Tensor,
@@ -265,8 +263,7 @@ def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
     return dx, dresidual, dweight, dbias, dx_bias, None, None, None, None
 
 
-torch.library.register_autograd("fastattn::layer_norm_fwd", _backward, setup_context=_setup_context)
-_fwd_op = transformable(torch.ops.fastattn.layer_norm_fwd, _backward, _setup_context)
+_fwd_op = register("fastattn::layer_norm_fwd", _layer_norm_fwd, _backward, _setup_context)
 
 
 def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
@@ -276,5 +273,4 @@ def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
     )
 
 
-torch.library.register_autograd("fastattn::layer_norm_bwd", _no_double_backward)
-_bwd_op = transformable(torch.ops.fastattn.layer_norm_bwd, _no_double_backward)
+_bwd_op = register("fastattn::layer_norm_bwd", _layer_norm_bwd, _no_double_backward)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastattn.backends import cpu
-from fastattn.ops.functorch import is_transforming
+from fastattn.ops.calls import is_transforming
 from fastattn.ops.tangents import has_tangents
 
 # Below this many rows packing the weights costs more than the faster product gains.
@@ -53,23 +53,30 @@ def linears(
     Returns:
         For each weight (..., out_features).
     """
-    given = [bias for bias in biases if bias is not None]
-    if len(given) in (0, len(weights)) and _is_ours(x, [*weights, *given]):
-        return tuple(torch.ops.fastattn.linears(x, list(weights), given))
+    if _has_rows(x, weights[0]):
+        given = [bias for bias in biases if bias is not None]
+        if len(given) in (0, len(weights)) and _is_ours(x, [*weights, *given]):
+            return tuple(torch.ops.fastattn.linears(x, list(weights), given))
     if x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    return tuple(F.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
+    return tuple([F.linear(x, w, b) for w, b in zip(weights, biases, strict=True)])
+
+
+def _has_rows(x: Tensor, weight: Tensor) -> bool:
+    """Whether there are enough rows for our product to be the faster one.
+
+    A graph that is compiled serves batches of all sizes, and mostly large ones.
+    """
+    return torch.compiler.is_compiling() or x.numel() >= _MIN_ROWS * weight.shape[-1]
 
 
 def _is_ours(x: Tensor, parameters: Sequence[Tensor]) -> bool:
-    """Whether our product is exact for these tensors and the faster one."""
+    """Whether our product is exact for these tensors and this CPU's faster one."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and all(p.dtype == torch.float32 and p.device == x.device for p in parameters)
         and parameters[0].ndim == 2
-        # A graph that is compiled serves batches of all sizes, and mostly large ones.
-        and (torch.compiler.is_compiling() or x.numel() >= _MIN_ROWS * parameters[0].shape[1])
         and not torch.is_autocast_enabled("cpu")
         and cpu.prefers_own_matmul()
         and not has_tangents(x, *parameters)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch._library import fake_impl
 
+from fastattn.ops.calls import is_plain_call, past_functorch
+
 _IGNORED_LABEL = -100
 
 
@@ -355,12 +357,21 @@ def pad_sequences(rows: Tensor, layout: PackedLayout) -> Tensor:
 
 def gather_rows(rows: Tensor, indices: Tensor) -> Tensor:
     """Returns ``rows[indices]``; the indices must be distinct."""
-    return _GatherRows.apply(rows, indices)
+    return _apply(_GatherRows, rows, indices)
 
 
 def scatter_rows(rows: Tensor, indices: Tensor, num_rows: int) -> Tensor:
     """Returns (num_rows, ...) zeros with ``rows`` at the distinct ``indices``."""
-    return _ScatterRows.apply(rows, indices, num_rows)
+    return _apply(_ScatterRows, rows, indices, num_rows)
+
+
+def _apply(function: Any, rows: Tensor, *args: Any) -> Tensor:
+    """Applies an ``autograd.Function``, in a plain call without torch's Python around it."""
+    if torch.compiler.is_compiling() or not is_plain_call(rows):
+        return function.apply(rows, *args)
+    if torch.is_grad_enabled() and rows.requires_grad:
+        return past_functorch(function)(rows, *args)
+    return function.forward(rows, *args)
 
 
 class _GatherRows(torch.autograd.Function):

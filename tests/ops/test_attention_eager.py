@@ -9,26 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.profiler import profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastattn
-from fastattn.ops.attention_op import is_plain_call
+from fastattn.ops.calls import is_plain_call
 from fastattn.testing import Inputs, backend_outputs, make_inputs
-
-
-class RecordOperators(TorchDispatchMode):
-    """Somebody who watches the dispatcher."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any | None = None
-    ) -> Any:
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
-
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"lengths_q": [5, 5]},
@@ -40,12 +24,12 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("with_dlse", [False, True])
-def test_same_bits_as_the_operators(cpu_backend, name, with_dlse):
+def test_same_bits_as_the_operators(cpu_backend, watched_operators, name, with_dlse):
     inputs = make_inputs(head_dim=8, with_dlse=with_dlse, **CASES[name])
     past = backend_outputs(inputs, cpu_backend)
-    with RecordOperators() as seen:
+    with watched_operators() as names:
         through = backend_outputs(inputs, cpu_backend)
-    assert {"fastattn::attention_fwd", "fastattn::attention_bwd"} <= set(seen.names)
+    assert {"fastattn::attention_fwd", "fastattn::attention_bwd"} <= set(names)
     for ours, theirs in zip(past, through, strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:
@@ -53,7 +37,7 @@ def test_same_bits_as_the_operators(cpu_backend, name, with_dlse):
 
 
 @pytest.mark.parametrize("rows", ["contiguous", "transposed", "expanded"])
-def test_same_bits_with_the_heads_first(rows):
+def test_same_bits_with_the_heads_first(watched_operators, rows):
     shape = (2, 3, 5, 8)
     q, k, v = (torch.randn(shape, dtype=torch.float64) for _ in range(3))
     if rows == "transposed":
@@ -69,12 +53,12 @@ def test_same_bits_with_the_heads_first(rows):
         return out, *torch.autograd.grad(out, (*inputs, mask), dout)
 
     past = results()
-    with RecordOperators() as seen:
+    with watched_operators() as names:
         through = results()
     with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
         hooked = results()
     if fastattn.explain(q, k, v).backend != "reference":
-        assert {"fastattn::attention_fwd", "fastattn::attention_bwd"} <= set(seen.names)
+        assert {"fastattn::attention_fwd", "fastattn::attention_bwd"} <= set(names)
     for ours, theirs, same in zip(past, through, hooked, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
         torch.testing.assert_close(ours, same, rtol=0, atol=0)
@@ -98,24 +82,6 @@ def test_lazily_negated_tensors(cpu_backend):
     assert not is_plain_call(negated) and is_plain_call(values)
     out = fastattn.attention(negated, negated, negated, backend=cpu_backend)
     assert torch.equal(out, fastattn.attention(values, values, values, backend=cpu_backend))
-
-
-def test_what_is_plain():
-    x = torch.ones(2)
-    assert is_plain_call(x, None, torch.nn.Parameter(x), torch.ones(2, dtype=torch.bool))
-    with torch.inference_mode():
-        assert is_plain_call(torch.ones(2), x)
-    assert not is_plain_call(torch.ones(2, device="meta"), x)
-    assert not is_plain_call(x, x.to_sparse())
-    assert not is_plain_call(x, torch.Tensor._make_subclass(Subclass, x))
-    with torch.device("cpu"):  # a mode of torch functions
-        assert not is_plain_call(x)
-    seen = torch.vmap(lambda y: y + is_plain_call(y))(torch.zeros(3))
-    assert torch.equal(seen, torch.zeros(3))
-
-
-class Subclass(Tensor):
-    """A tensor that may do anything."""
 
 
 # torch's own forward mode compiles its decompositions with what it deprecates.
