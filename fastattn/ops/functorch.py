@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import _C
+from torch import _C, Tensor
 
 
 def transformable(
@@ -46,6 +46,16 @@ def transformable(
 def is_transforming() -> bool:
     """Whether a call is inside a transform of ``torch.func``."""
     return _C._functorch.peek_interpreter_stack() is not None
+
+
+def is_mapped(x: Tensor) -> bool:
+    """Whether a tensor is one for each element that ``torch.vmap`` maps over."""
+    if not is_transforming():
+        return False
+    while _C._functorch.is_gradtrackingtensor(x):
+        x = _C._functorch.get_unwrapped(x)
+    mapped: bool = _C._functorch.is_batchedtensor(x)
+    return mapped
 
 
 def _nothing_to_save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
