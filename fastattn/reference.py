@@ -86,14 +86,15 @@ def attention(
         None,
         **options,
     )
-    return _unpad(out, cu_seqlens_q, len(q), 0.0), _unpad(
-        lse.transpose(1, 2), cu_seqlens_q, len(q), float("-inf")
+    total_q = q.shape[0]  # not len(), which an exported program would take for a constant
+    return _unpad(out, cu_seqlens_q, total_q, 0.0), _unpad(
+        lse.transpose(1, 2), cu_seqlens_q, total_q, float("-inf")
     ).transpose(0, 1)
 
 
 def longest(cu_seqlens: Tensor) -> int:
     """Returns the length of the longest sequence; waits for the device."""
-    return int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
+    return int(cu_seqlens.diff().max()) if cu_seqlens.shape[0] > 1 else 0
 
 
 def _pad(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
@@ -101,7 +102,7 @@ def _pad(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     position = torch.arange(max_seqlen, device=packed.device)
     index = cu_seqlens[:-1, None] + position
     valid = position < cu_seqlens.diff()[:, None]
-    if len(packed) == 0:
+    if packed.shape[0] == 0:
         # The empty sum is 0 and keeps the result in packed's graph.
         return packed.new_zeros(*valid.shape, *packed.shape[1:]) + packed.sum()
     padded = packed[torch.where(valid, index, 0)]
@@ -115,7 +116,7 @@ def _unpad(padded: Tensor, cu_seqlens: Tensor, total: int, fill: float) -> Tenso
     row = torch.arange(total, device=padded.device, dtype=cu_seqlens.dtype)
     valid = row < cu_seqlens[-1]
     sequence = torch.searchsorted(cu_seqlens.contiguous(), row, right=True) - 1
-    sequence = sequence.clamp(max=len(cu_seqlens) - 2)
+    sequence = sequence.clamp(max=cu_seqlens.shape[0] - 2)
     position = torch.where(valid, row - cu_seqlens[sequence], 0)
     valid = valid.view(-1, *[1] * (padded.ndim - 2))
     return torch.where(valid, padded[sequence, position], fill)

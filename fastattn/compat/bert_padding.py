@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastattn.ops import padding
+from fastattn.ops.checks import as_int
 from fastattn.ops.padding import pad_input
 
 __all__ = [
@@ -75,4 +76,5 @@ def unpad_input_for_concatenated_sequences(
     rows, indices, _, _ = padding.unpad_input(hidden_states, mask)
     lengths = attention_mask_in_length[attention_mask_in_length != 0]
     cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    return rows, indices, cu_seqlens, int(lengths.max()) if lengths.numel() else 0
+    longest = attention_mask_in_length.max() if attention_mask_in_length.numel() else 0
+    return rows, indices, cu_seqlens, as_int(longest)

@@ -193,8 +193,8 @@ def flash_attn_varlen_func(
         return_attn_probs,
         cu_seqlens_q=cu_seqlens_q,
         cu_seqlens_k=cu_seqlens_k,
-        max_seqlen_q=_int(max_seqlen_q),
-        max_seqlen_k=_int(max_seqlen_k),
+        max_seqlen_q=checks.as_int(max_seqlen_q),
+        max_seqlen_k=checks.as_int(max_seqlen_k),
         dropout_p=dropout_p,
         softmax_scale=softmax_scale,
         causal=causal,
@@ -338,7 +338,10 @@ def flash_attn_with_kvcache(
     _check_rotary(rotary_cos, rotary_sin, k, cache_leftpad)
     batch_size = q.shape[0]
     before = k_cache.shape[1] if cache_seqlens is None else cache_seqlens
-    before = torch.as_tensor(before, device=q.device).expand(batch_size).long()
+    if isinstance(before, Tensor):
+        before = before.to(q.device, torch.int64).expand(batch_size)
+    else:
+        before = torch.full((batch_size,), before, dtype=torch.int64, device=q.device)
     seqlen_new = 0 if k is None else k.shape[1]
     rows = before[:, None] + torch.arange(seqlen_new, device=q.device)
     _check_room(before, seqlen_new, k_cache.shape[1])
@@ -355,7 +358,7 @@ def flash_attn_with_kvcache(
     if cache_batch_idx is not None:
         k_cache, v_cache = k_cache[sequences], v_cache[sequences]
     ends = before + seqlen_new
-    if ends.device.type == "cpu" and batch_size > 0:
+    if checks.can_be_read(ends) and batch_size > 0:
         longest = int(ends.max())
         k_cache, v_cache = k_cache[:, :longest], v_cache[:, :longest]
     window = checks.check_window(window_size, causal)
@@ -402,7 +405,7 @@ def _cache_masks(
 
 def _check_room(before: Tensor, seqlen_new: int, seqlen_cache: int) -> None:
     """Checks that what is cached and what is new fit into the cache, if the CPU knows."""
-    if before.device.type != "cpu" or before.numel() == 0:
+    if not checks.can_be_read(before) or before.numel() == 0:
         return
     if not 0 <= int(before.min()) <= int(before.max()) <= (seqlen_cache - seqlen_new):
         _fail(
@@ -472,11 +475,6 @@ def _unbind(function: str, name: str, packed: Tensor, count: int, ndim: int) -> 
     return packed.unbind(-3)
 
 
-def _int(max_seqlen: Any) -> Any:
-    """Some callers have the length as a tensor of one element."""
-    return int(max_seqlen) if isinstance(max_seqlen, Tensor) else max_seqlen
-
-
 def _attend(q: Tensor, k: Tensor, v: Tensor, return_attn_probs: bool, **options: Any) -> Result:
     """All functions but the one with a cache."""
     q, k, v = op.autocast(q, k, v)
@@ -503,12 +501,12 @@ def _dropped_weights(q: Tensor, k: Tensor, options: op.Options, seed: Tensor) ->
         weights, _ = reference.attention(q.float(), k.float(), values, **named)
     else:
         seqlen_q, seqlen_k = named["max_seqlen_q"], named["max_seqlen_k"]
-        _, columns = _places(cu_seqlens_k, len(k))
+        _, columns = _places(cu_seqlens_k, k.shape[0])
         values = torch.eye(seqlen_k, device=q.device)[columns][:, None].expand(-1, k.shape[1], -1)
         k = k[: len(columns)]
         packed, _ = reference.attention(q.float(), k.float(), values, **named)
-        weights = packed.new_zeros(len(cu_seqlens_q) - 1, seqlen_q, *packed.shape[1:])
-        sequences, rows = _places(cu_seqlens_q, len(q))
+        weights = packed.new_zeros(cu_seqlens_q.shape[0] - 1, seqlen_q, *packed.shape[1:])
+        sequences, rows = _places(cu_seqlens_q, q.shape[0])
         weights[sequences, rows] = packed[: len(rows)]
     weights = weights.transpose(1, 2)  # (batch_size, nheads, seqlen_q, seqlen_k)
     if weights.numel() > 0:

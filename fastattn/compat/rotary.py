@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from fastattn.ops.padding import row_places
 
 
 def apply_rotary(
@@ -80,17 +83,19 @@ def apply_rotary_emb(
             else ("(total, heads, head_dim), because cu_seqlens is given")
         )
         raise ValueError(f"apply_rotary_emb: x must be {layout}; got shape {tuple(x.shape)}.")
-    offsets = torch.as_tensor(seqlen_offsets, device=x.device).long()
+    # A number stays one: made a tensor, it would be a constant of a compiled graph.
+    offsets = seqlen_offsets
+    if isinstance(offsets, Tensor):
+        offsets = offsets.to(x.device, torch.int64)
     if cu_seqlens is None:
-        positions = torch.arange(x.shape[1], device=x.device) + offsets.reshape(-1, 1)
+        positions = torch.arange(x.shape[1], device=x.device)
+        positions = positions + (offsets.reshape(-1, 1) if isinstance(offsets, Tensor) else offsets)
         out = apply_rotary(x, cos, sin, interleaved, positions.expand(x.shape[:2]))
     else:
-        row = torch.arange(len(x), device=x.device)
-        sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), row, right=True)
-        sequence = sequence.clamp(max=max(len(cu_seqlens) - 2, 0))
-        positions = row - cu_seqlens[sequence]
-        positions = positions + (offsets if offsets.ndim == 0 else offsets[sequence])
-        # Rows behind the last sequence belong to none: turn them by some angle of the table.
-        positions = positions.clamp(max=len(cos) - 1)
+        # Rows of no sequence, behind the last, are turned by some angle of the table.
+        sequence, positions = row_places(cu_seqlens, x.shape[0])
+        if isinstance(offsets, Tensor) and offsets.ndim > 0:
+            offsets = F.pad(offsets, (0, 1)).index_select(0, sequence)
+        positions = (positions + offsets).clamp(max=cos.shape[0] - 1)
         out = apply_rotary(x[None], cos, sin, interleaved, positions[None])[0]
     return x.copy_(out) if inplace else out

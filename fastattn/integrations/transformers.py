@@ -36,6 +36,7 @@ from fastattn.integrations.attention_weights import (
     attention_and_weights_of_packed,
 )
 from fastattn.ops.attention import attention
+from fastattn.ops.checks import as_int, is_known
 from fastattn.ops.padding import PackedLayout
 
 NAME = "fastattn"
@@ -184,10 +185,11 @@ def attention_of_rows(
         options |= {
             "cu_seqlens_q": _int32(cu_seq_lens_q),
             "cu_seqlens_k": _int32(cu_seq_lens_k),
-            "max_seqlen_q": _int(max_length_q),
-            "max_seqlen_k": _int(max_length_k),
+            "max_seqlen_q": as_int(max_length_q),
+            "max_seqlen_k": as_int(max_length_k),
         }
-        longest = options["max_seqlen_k"] or options["max_seqlen_q"] or k.shape[1]
+        given = (options["max_seqlen_k"], options["max_seqlen_q"], k.shape[1])
+        longest = next(x for x in given if x is not None)
         options |= _window(sliding_window, is_causal, longest, longest)
         return attention(q[0], k[0], v[0], **options)[None], None
 
@@ -453,7 +455,7 @@ def _key_padding(mask: Tensor | None, kv_length: int, kv_offset: int) -> Tensor 
         mask = torch.nn.functional.pad(mask, (0, missing))
     mask = mask[:, kv_offset : kv_offset + kv_length]
     # Reading the mask would break a compiled graph, and a mask of ones changes nothing but time.
-    if not torch.compiler.is_compiling() and bool(mask.all()):
+    if is_known(mask) and bool(mask.all()):
         return None
     return mask[:, None, None, :]
 
@@ -461,11 +463,6 @@ def _key_padding(mask: Tensor | None, kv_length: int, kv_offset: int) -> Tensor 
 def _int32(cu_seqlens: Tensor | None) -> Tensor | None:
     """Collators make int64; the kernels take int32."""
     return None if cu_seqlens is None else cu_seqlens.to(torch.int32)
-
-
-def _int(length: int | Tensor | None) -> int | None:
-    """Some models hold the longest length in a tensor."""
-    return int(length) if isinstance(length, Tensor) else length
 
 
 _require_version()

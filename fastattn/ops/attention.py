@@ -323,8 +323,7 @@ def _reference(
     q: Tensor, k: Tensor, v: Tensor, options: Options, seed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The reference as a backend: plain torch, so autograd and the compiler see through it."""
-    if options.cu_seqlens_q is not None and not torch.compiler.is_compiling():
-        checks.check_cu_seqlens_on_cpu(q, k, options)
+    checks.check_cu_seqlens_on_cpu(q, k, options)
     off = contextlib.nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False)
     with off:
         # Not options._asdict(), which the compiler of torch 2.6 cannot trace.

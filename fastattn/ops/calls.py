@@ -60,6 +60,16 @@ def is_transforming() -> bool:
     return _C._functorch.peek_interpreter_stack() is not None
 
 
+def is_mapped(x: Tensor) -> bool:
+    """Whether a tensor is one for each element that ``torch.vmap`` maps over."""
+    if not is_transforming():
+        return False
+    while _C._functorch.is_gradtrackingtensor(x):
+        x = _C._functorch.get_unwrapped(x)
+    mapped: bool = _C._functorch.is_batchedtensor(x)
+    return mapped
+
+
 def register(
     name: str,
     run: Callable[..., Any],

@@ -8,10 +8,13 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+
+from fastattn.ops.calls import is_mapped
 
 if TYPE_CHECKING:
     from fastattn.ops.attention import Options
@@ -57,6 +60,32 @@ def _require_device(name: str, value: Tensor, q: Tensor) -> None:
             f"{name} must be on the device of q, {q.device}; got {value.device}. "
             f"Move it with {name}.to(q.device).",
         )
+
+
+def is_known(x: Tensor) -> bool:
+    """Whether the values of a tensor can be read.
+
+    They cannot while a graph is made, nor those of a fake or meta tensor, nor within torch.vmap.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not isinstance(x, FakeTensor)
+        and not x.is_meta
+        and not is_mapped(x)
+    )
+
+
+def can_be_read(x: Tensor) -> bool:
+    """Whether the values of a tensor can be read at once; a GPU would have to be waited for."""
+    return x.device.type == "cpu" and is_known(x)
+
+
+def as_int(length: Any) -> Any:
+    """Returns a length as a number, which some callers have as a tensor of one element.
+
+    Not by ``int()``, which would make a constant of what an exported program computes.
+    """
+    return length.item() if isinstance(length, Tensor) else length
 
 
 def check_qkv(q: Tensor, k: Tensor, v: Tensor, packed: bool) -> None:
@@ -201,14 +230,15 @@ def _check_max_seqlen(name: str, max_seqlen: int | None) -> None:
             f"{type(max_seqlen).__name__}. "
             "Compute it where the lengths are made, with int(lengths.max()).",
         )
-    if max_seqlen < 0:
+    # An exported graph may compute it, and does not know it then.
+    if not torch.compiler.is_compiling() and max_seqlen < 0:
         _fail(ValueError, f"{name} must be at least 0; got {max_seqlen}.")
 
 
 def check_cu_seqlens_on_cpu(q: Tensor, k: Tensor, options: Options) -> None:
-    """Checks the values of both cumulative lengths, if they are on the CPU."""
+    """Checks the values of both cumulative lengths, if there are any and they can be read."""
     cu_seqlens_q, cu_seqlens_k = options.cu_seqlens_q, options.cu_seqlens_k
-    if cu_seqlens_q is None or cu_seqlens_k is None or cu_seqlens_q.device.type != "cpu":
+    if cu_seqlens_q is None or cu_seqlens_k is None or not can_be_read(cu_seqlens_q):
         return
     check_cu_seqlens_values("cu_seqlens_q", cu_seqlens_q, q.shape[0], options.max_seqlen_q)
     check_cu_seqlens_values("cu_seqlens_k", cu_seqlens_k, k.shape[0], options.max_seqlen_k)

@@ -57,7 +57,8 @@ def linears(
         given = [bias for bias in biases if bias is not None]
         if len(given) in (0, len(weights)) and _is_ours(x, [*weights, *given]):
             return tuple(torch.ops.fastattn.linears(x, list(weights), given))
-    if x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
+    # torch has no autocast for tensors without data, and says so by raising.
+    if x.dtype == torch.float32 and not x.is_meta and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     return tuple([F.linear(x, w, b) for w, b in zip(weights, biases, strict=True)])
 

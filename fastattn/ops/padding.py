@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._library import fake_impl
 
 from fastattn.ops.calls import is_plain_call, past_functorch
+from fastattn.ops.checks import as_int, is_known
 
 _IGNORED_LABEL = -100
 
@@ -72,7 +73,8 @@ def packed_layout(attention_mask: Tensor) -> PackedLayout:
     lengths = mask.sum(dim=1, dtype=torch.int32)
     cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     indices = mask.flatten().nonzero().flatten()
-    longest, shortest = (int(lengths.max()), int(lengths.min())) if batch_size else (0, 0)
+    ends = (lengths.max(), lengths.min()) if batch_size else (0, 0)
+    longest, shortest = map(as_int, ends)
     return PackedLayout(indices, cu_seqlens, longest, shortest, batch_size, seqlen)
 
 
@@ -88,10 +90,13 @@ def layout_of_mask(
         not_empty: whether a graph that is being compiled may count on a token in each sequence.
 
     What depends on the mask's values is here, in one place. A compiler cannot trace it: its graph
-    takes every batch as one with padding, and refuses what could not be packed.
+    takes every batch as one with padding, and refuses what could not be packed. Where a mask has
+    no values to look at, as a fake tensor has none, the padding stays.
     """
     if torch.compiler.is_compiling():
         return True, compiled_layout(mask, starts=starts, not_empty=not_empty, no_gaps=no_gaps)
+    if not is_known(mask):
+        return True, None
     layout = packed_layout(mask)
     if layout.total == mask.numel():
         return False, None
@@ -183,7 +188,7 @@ def _unknown_size(context: Any) -> Any:
 
 
 def labels_padding(is_token: Tensor, labels: Tensor, of_next: bool) -> bool:
-    """Whether a row of padding is scored, which waits for the device.
+    """Whether a row of padding is scored, or may be; waits for the device.
 
     Args:
         is_token: (batch, seqlen) bool.
@@ -193,7 +198,8 @@ def labels_padding(is_token: Tensor, labels: Tensor, of_next: bool) -> bool:
     has_label = labels != _IGNORED_LABEL
     if of_next:
         has_label, is_token = has_label[:, 1:], is_token[:, :-1]
-    return bool((has_label & ~is_token).any())
+    scored = (has_label & ~is_token).any()
+    return not is_known(scored) or bool(scored)
 
 
 # Returns the mask again, so that a compiler does not leave the check out.
@@ -312,6 +318,19 @@ def packed_rows(x: Tensor, layout: PackedLayout) -> Tensor:
     if not torch.compiler.is_compiling() and layout.total == rows.shape[0]:
         return rows[None]
     return gather_rows(rows, layout.indices)[None]
+
+
+def has_padding_rows(x: Tensor, batch_size: int, seqlen: int) -> bool:
+    """Whether x is (batch, seqlen, ...), and not (1, total, ...) of the tokens alone.
+
+    Of one sequence, a graph that is being compiled does not know whether seqlen rows are tokens.
+    If they are, both are the same; so the rows are taken for tokens.
+    """
+    if batch_size != 1 or not torch.compiler.is_compiling():
+        return x.shape[:2] == (batch_size, seqlen)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return x.shape[0] == 1 and statically_known_true(x.shape[1] == seqlen)
 
 
 def has_gaps(mask: Tensor) -> bool:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from fastattn.modules.bert import LegacySelfAttention
 from fastattn.modules.combined import combined, stock_of
 from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE, KEEP_PADDING
-from fastattn.ops.padding import labels_padding, packed_layout, pad_input
+from fastattn.ops.padding import has_padding_rows, labels_padding, pad_input
 from fastattn.patching import families, packed_inputs
 from fastattn.patching.arguments import argument, remember, with_argument
 from fastattn.patching.attention_only import DECODES, SERVED, switch_attention
@@ -283,13 +283,15 @@ def _pad_hidden_states(
     states = next((x for x in values if isinstance(x, tuple) and _are_packed(x, last)), None)
     if states is None:
         return None
-    mask = argument(body, args, kwargs, "attention_mask")
-    indices = packed_layout(mask).indices
+    is_token = argument(body, args, kwargs, "attention_mask") != 0
+    # Rows that are tokens come first, in their order. Their number is that of the states: a graph
+    # that is being compiled knows it, and not that it is the mask's.
+    order = is_token.flatten().argsort(descending=True, stable=True)
     batch_size, seqlen = last.shape[:2]
     padded = tuple(
         x
-        if x is None or x.shape[:2] == last.shape[:2]
-        else pad_input(x[0], indices, batch_size, seqlen)
+        if x is None or has_padding_rows(x, batch_size, seqlen)
+        else pad_input(x[0], order.narrow(0, 0, x.shape[1]), batch_size, seqlen)
         for x in states
     )
     if isinstance(outputs, tuple):
@@ -302,7 +304,7 @@ def _are_packed(states: tuple[Any, ...], last: Tensor) -> bool:
     """Whether these are hidden states and at least one of them has no padding."""
     tensors = [x for x in states if x is not None]
     return all(isinstance(x, Tensor) and x.ndim == 3 for x in tensors) and any(
-        x.shape[:2] != last.shape[:2] for x in tensors
+        not has_padding_rows(x, *last.shape[:2]) for x in tensors
     )
 
 

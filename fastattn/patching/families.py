@@ -132,6 +132,7 @@ def _esm(find: Find, modeling: Any) -> Family | None:
             **dict.fromkeys(ends, ((LINEAR, esm.FusedEsmOutput),)),
         },
         embed_packed=esm.embed_sequences,
+        says_keep_by="keyword",  # its embeddings count tokens by the mask
     )
 
 

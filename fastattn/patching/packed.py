@@ -35,6 +35,7 @@ from fastattn.modules.encoder import (
     HIDDEN_LABELS,
     MAX_SEQLEN,
 )
+from fastattn.ops.checks import as_int, can_be_read, is_known
 from fastattn.ops.padding import PackedLayout, row_places, sequences_layout, sequences_mask
 from fastattn.patching.arguments import argument
 from fastattn.patching.changes import has_hook, keep_hook
@@ -201,11 +202,11 @@ def _tokens(kwargs: dict[str, Any]) -> Any:
 
 def _longest(kwargs: dict[str, Any], total: int) -> int:
     """Returns the longest length, or more."""
-    longest = kwargs.get(MAX_SEQLEN)
+    longest: int | None = as_int(kwargs.get(MAX_SEQLEN))
     if longest is not None:
-        return int(longest)
+        return longest
     # A compiled graph has to do with a bound: reading the tensor would break it.
-    return total if torch.compiler.is_compiling() else int(kwargs[CU_SEQLENS].diff().max())
+    return int(kwargs[CU_SEQLENS].diff().max()) if is_known(kwargs[CU_SEQLENS]) else total
 
 
 def _check(name: str, tokens: Tensor, cu_seqlens: Tensor, kwargs: dict[str, Any]) -> None:
@@ -221,8 +222,8 @@ def _check(name: str, tokens: Tensor, cu_seqlens: Tensor, kwargs: dict[str, Any]
                 f"{name}: {other} must not come with cu_seq_lens_q, which says where the "
                 f"sequences of a batch without padding begin; got both. Leave out {other}."
             )
-    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
-        return  # reading it would wait for the device
+    if not can_be_read(cu_seqlens):
+        return
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2 or not _rises(cu_seqlens, tokens.shape[1]):
         raise ValueError(
             f"{name}: cu_seq_lens_q must rise from 0 to at most the number of tokens, "
@@ -236,7 +237,7 @@ def _check_positions(name: str, position_ids: Tensor, first: int) -> None:
     Collators count from 0 unless they are told otherwise. Waits for the device, but only where a
     family counts from elsewhere.
     """
-    if first == 0 or torch.compiler.is_compiling():
+    if first == 0 or not is_known(position_ids):
         return
     lowest = int(position_ids.min())
     if lowest < first:

@@ -19,7 +19,13 @@ from torch import Tensor, nn
 
 from fastattn.integrations.transformers import NAME
 from fastattn.modules.encoder import KEEP_PADDING
-from fastattn.ops.padding import PackedLayout, layout_of_mask, packed_rows, pad_input
+from fastattn.ops.padding import (
+    PackedLayout,
+    has_padding_rows,
+    layout_of_mask,
+    packed_rows,
+    pad_input,
+)
 from fastattn.patching.arguments import argument
 from fastattn.patching.changes import has_hook, keep_hook
 
@@ -71,7 +77,7 @@ class PackRows:
             return None
         kwargs = {name: x for name, x in kwargs.items() if name != LAYOUT}
         rows, _, *more = args
-        if rows.shape[:2] == (layout.batch_size, layout.seqlen):
+        if has_padding_rows(rows, layout.batch_size, layout.seqlen):
             rows = packed_rows(rows, layout)
         return (rows, layout, *self.others(layer, layout, more)), kwargs
 
@@ -128,6 +134,6 @@ def _padded(x: Any, layout: PackedLayout) -> Any:
     if isinstance(x, tuple):
         return tuple(_padded(y, layout) for y in x)
     shape = (layout.batch_size, layout.seqlen)
-    if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[:2] == shape:
+    if not isinstance(x, Tensor) or x.ndim != 3 or has_padding_rows(x, *shape):
         return x  # attention weights have their padding; every layer may have been skipped
     return pad_input(x[0], layout.indices, *shape)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch._subclasses import FakeTensorMode
 
 import fastattn
 from fastattn.compat import bert_padding, flash_attn
@@ -390,6 +392,40 @@ def test_compiled():
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(q), run(q))
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("kind", ["numbers", "tensors"])
+@torch.no_grad()
+def test_a_cache_that_fills_is_compiled_once(kind):
+    """One graph serves every number of rows in the cache."""
+    q, k, v = (torch.randn(3, 1, 2, 8) for _ in range(3))
+    caches = torch.randn(2, 3, 20, 2, 8)
+    angles = torch.randn(20, 4)
+    cos, sin = angles.cos(), angles.sin()
+
+    def step(q: Tensor, k_cache: Tensor, v_cache: Tensor, before: Any) -> Tensor:
+        q = apply_rotary_emb(q, cos, sin, seqlen_offsets=before)
+        return flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cos, sin, before, causal=True)
+
+    counter = CompileCounter()
+    compiled = torch.compile(step, fullgraph=True, backend=counter, dynamic=True)
+    for rows in range(4, 9):
+        before = rows if kind == "numbers" else torch.full((3,), rows, dtype=torch.int32)
+        theirs = caches.clone()
+        out = compiled(q, *caches, before)
+        torch.testing.assert_close(out, step(q, *theirs, before))
+        assert torch.equal(caches, theirs)
+    assert counter.frame_count == 1
+    torch.compiler.reset()
+
+
+def test_fake_cache():
+    """Its lengths are not read where they have no values."""
+    with FakeTensorMode():
+        q, k_cache, v_cache = (torch.randn(3, size, 2, 8) for size in (1, 9, 9))
+        for before in (4, torch.tensor([4, 5, 6])):
+            out = flash_attn_with_kvcache(q, k_cache, v_cache, q, q, cache_seqlens=before)
+            assert out.shape == q.shape
 
 
 def test_autocast():

@@ -148,6 +148,13 @@ def test_compiles_whole(ours) -> None:
     assert torch.equal(compiled(x, weight), linear(x, weight))
 
 
+def test_meta_tensors() -> None:
+    """torch has no autocast for them, and raises if it is asked about one."""
+    x, weight = torch.empty(2, 3, 4, device="meta"), torch.empty(5, 4, device="meta")
+    out = linear(x, weight)
+    assert out.is_meta and out.shape == (2, 3, 5)
+
+
 def test_other_dtypes_and_autocast_are_torchs(ours) -> None:
     x, weight = torch.randn(100, 64), torch.randn(32, 64)
     assert torch.equal(

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 import fastattn
+from fastattn.integrations.attention_weights import attention_and_weights
 from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
 
 needs_interface = pytest.mark.skipif(
@@ -49,6 +50,16 @@ def test_weights_are_those_of_stock(make_bert, make_batch, any_family, padding, 
             of_padding = of_tokens(ours_of_layer, mask).masked_select(mask[:, None, None, :] == 0)
             assert not of_padding.any()
     torch.testing.assert_close(result[0], ours(**batch)[0])
+
+
+def test_autocast_to_another_dtype_of_16_bits():
+    """All is cast, as attention casts it, and not float32 alone."""
+    q, k, v = (torch.randn(2, 5, 2, 8).half() for _ in range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        out, weights = attention_and_weights(q, k, v)
+    assert out.dtype == weights.dtype == torch.bfloat16
+    expected = torch.einsum("bihd,bjhd->bhij", q.float(), k.float()).mul(8**-0.5).softmax(-1)
+    torch.testing.assert_close(weights.float(), expected, atol=2e-2, rtol=2e-2)
 
 
 def test_rows_of_removed_padding_are_zero(make_bert, make_batch, any_family):

@@ -25,6 +25,17 @@ def test_positions(make_bert, make_batch, run_step, assert_close, padding, kind,
     assert_close(run_step(ours, batch), run_step(stock, batch))
 
 
+@pytest.mark.parametrize("head", ["EsmForTokenClassification", "EsmForMaskedLM"])
+def test_labels_in_padding_keep_it(make_bert, make_batch, run_step, assert_close, head):
+    """The embeddings read the mask too: they scale a sequence by the number of its tokens."""
+    stock, ours = (make_bert(head, torch.float64) for _ in range(2))
+    fastattn.patch(ours)
+    batch = make_batch(head)
+    batch["input_ids"][:, 1::4] = 3
+    batch["labels"] = batch["labels"].clamp(min=0)
+    assert_close(run_step(ours, batch), run_step(stock, batch))
+
+
 def test_a_decoder_keeps_its_padding(make_bert, make_batch):
     stock, ours = (
         make_bert("EsmForMaskedLM", torch.float64, is_decoder=True).eval() for _ in range(2)

@@ -369,6 +369,27 @@ def test_torch_compile(case):
 
 
 @each_case
+def test_export_of_one_sequence(case):
+    """Whose number of tokens is unknown, and may be the length of the batch."""
+    _, ours = pair(case, body_name(case))
+    encoder = ours.eval().get_encoder()
+    ids, mask = torch.randint(3, 50, (1, 9)), torch.ones(1, 9, dtype=torch.long)
+    shapes = {name: {1: torch.export.Dim.AUTO} for name in ("input_ids", "attention_mask")}
+    program = torch.export.export(
+        encoder,
+        kwargs={"input_ids": ids, "attention_mask": mask},
+        args=(),
+        dynamic_shapes=shapes,
+        strict=False,
+    ).module()
+    for length in (9, 7):
+        mask[:, length:] = 0
+        for size in (9, 8):
+            batch = {"input_ids": ids[:, :size], "attention_mask": mask[:, :size]}
+            torch.testing.assert_close(program(**batch)[0], encoder(**batch)[0])
+
+
+@each_case
 def test_bf16_autocast(case):
     stock = case.make(body_name(case)).float()
     stock.set_attn_implementation("eager")

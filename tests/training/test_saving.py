@@ -83,15 +83,26 @@ class _Named(torch.nn.Module):
         super().__init__()
         self.model, self.second = model, second
 
-    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=input_ids, **{self.second: lengths}).logits
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> Any:
+        outputs = self.model(input_ids=input_ids, **{self.second: lengths})
+        return outputs.logits, outputs.hidden_states
 
 
 @needs_interface
-@pytest.mark.parametrize("form", ["padded", "packed"])
-def test_torch_export(tools, form):
+@pytest.mark.parametrize(
+    ("head", "form", "config"),
+    [
+        ("BertForSequenceClassification", "padded", {}),
+        ("BertForSequenceClassification", "packed", {}),
+        ("BertForTokenClassification", "padded", {"output_hidden_states": True}),
+        # Their heads say in the mask's place where sequences begin.
+        ("MPNetForTokenClassification", "packed", {"pad_token_id": 1}),
+        ("DebertaV2ForSequenceClassification", "packed", {}),
+    ],
+)
+def test_torch_export(tools, head, form, config):
     """The program runs fused, and serves batches of other sizes; it needs fastattn to be loaded."""
-    model = tools.model().eval()
+    model = tools.model(head, **config).eval()
     fastattn.patch(model)
     second = "attention_mask" if form == "padded" else "cu_seq_lens_q"
     made = [tools.batch(x) for x in (LENGTHS, (20, 20, 3, 7, 2))]
