@@ -83,8 +83,8 @@ def run_case(
     if case.compile_mode is not None:
         model = torch.compile(model, mode=case.compile_mode)
     short = bert.short_texts(case.bert, device)
-    for _ in range(1 if case.compile_mode is None else _WARMUP_PASSES):
-        checked, _ = bert.verify(case.bert, stock, model, short)
+    passes = 1 if case.compile_mode is None else _WARMUP_PASSES
+    checked, _ = bert.verify(case.bert, stock, model, short, passes=passes)
     runner = bert.Runner(model, case.bert)
     sizes = {size_of(batch): batch for batch in batches}
     before = _graphs()

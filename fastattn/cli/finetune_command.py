@@ -12,7 +12,7 @@ import typer
 from fastattn.cli.errors import BAD_INPUT, clear_errors
 from fastattn.cli.options import is_given, option, pairs
 from fastattn.environment import launched_processes
-from fastattn.finetune.config import FinetuneConfig
+from fastattn.finetune.config import FinetuneConfig, check_compared
 from fastattn.finetune.recipes import RECIPES, describe
 from fastattn.finetune.tasks import TASK_NAMES
 
@@ -420,6 +420,8 @@ def given_settings(context: typer.Context) -> FinetuneConfig:
                 f"got {given['compare_steps']}. Leave --compare-steps or --no-compare out."
             )
         given["compare_steps"] = 0
+    # Here the default is told from the same number that is given.
+    check_compared(given.get("compare_steps", 0), given.get("patch", True))
     return FinetuneConfig(**given)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastattn.data.readers import find_files, read_any_rows, row_error, strict
-from fastattn.data.tasks import Layout, RowProblem, task_row
+from fastattn.data.tasks import TASKS, Layout, RowProblem, task_row
 from fastattn.errors import DataError
 
 DATASET_FILE = "dataset.json"
@@ -23,6 +23,11 @@ REPORT_PAGE = "report.html"
 REJECTS_FILE = "rejects.jsonl"
 FORMAT = "fastattn-dataset"
 VERSION = 1
+# Of the parts of report.json, those that are shown to people.
+_SHOWN: dict[str, type] = {
+    **{"task": str, "rows_read": int, "splits": dict, "rejected": dict, "labels": dict},
+    **{"near_duplicates": dict, "padding": dict, "warnings": list},
+}
 
 
 def is_built(folder: Path) -> bool:
@@ -43,7 +48,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     """Returns what dataset.json holds.
 
     Raises:
-        DataError: the folder is no built data set, or one of a later version.
+        DataError: the folder is no built data set, one of a later version, or a damaged one.
     """
     folder = Path(folder).expanduser()
     content = _content(folder)
@@ -52,12 +57,27 @@ def read_description(folder: str | Path) -> dict[str, Any]:
             f"data: the folder must be one that `fastattn data build` made; got {str(folder)!r}, "
             f"which has no {DATASET_FILE} of its kind. Build it first."
         )
+    if content.get("version") == VERSION and not _is_whole(content):
+        raise DataError(
+            f"data: {DATASET_FILE} must be as the build wrote it; got one in {str(folder)!r} that "
+            "lacks its task, names of labels or files. Build the data set again."
+        )
     if content.get("version") != VERSION:
         raise DataError(
             f"data: {DATASET_FILE} must be of version {VERSION}; got {content.get('version')!r} in "
             f"{str(folder)!r}. Use a newer fastattn, or build the data set again."
         )
     return content
+
+
+def _is_whole(content: dict[str, Any]) -> bool:
+    files = content.get("files")
+    return (
+        content.get("task") in TASKS
+        and isinstance(content.get("label_names"), list)
+        and isinstance(files, dict)
+        and all(isinstance(name, str) for name in files.values())
+    )
 
 
 def read_report(folder: str | Path) -> dict[str, Any]:
@@ -68,13 +88,17 @@ def read_report(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder).expanduser() / REPORT_FILE
     try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(report, dict) or not all(
+            isinstance(report.get(name), kind) for name, kind in _SHOWN.items()
+        ):
+            raise ValueError("one that lacks parts")
     except (OSError, ValueError) as error:
         raise DataError(
             f"data: the data set {str(folder)!r} must hold its {REPORT_FILE}; got {error}. "
             "Build it again."
         ) from error
-    return report
+    return dict(report)
 
 
 def read_split(folder: str | Path, split: str) -> Iterator[dict[str, Any]]:

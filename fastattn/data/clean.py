@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,8 +20,13 @@ def replace_breaks(text: str) -> str:
 
 
 def text_key(text: str) -> str:
-    """Returns the form in which texts are compared: no line breaks, lower case, single spaces."""
-    return " ".join(replace_breaks(text).casefold().split())
+    """Returns the form in which texts are compared.
+
+    No line breaks, lower case, single spaces, and accents as parts of their letters: an é that is
+    written as two characters is the same letter.
+    """
+    folded = unicodedata.normalize("NFC", replace_breaks(text).casefold())
+    return " ".join(folded.split())
 
 
 class Row(NamedTuple):

@@ -34,7 +34,7 @@ class Splits(NamedTuple):
 
 
 def load(
-    data: str | None = None,
+    data: str | Path | None = None,
     *,
     text_column: str | None = None,
     label_column: str | None = None,
@@ -64,6 +64,7 @@ def load(
     """
     sizes = Sizes(train_size, validation_size, test_size)
     check_sizes(sizes)
+    data = None if data is None else str(data)
     if data not in (None, *sources.PACKAGED_NAMES) and built.is_built(Path(data).expanduser()):
         for setting, value in (
             ("text_column and label_column", text_column or label_column or column),
@@ -121,7 +122,10 @@ def _split(source: sources.Source, sizes: Sizes, split_seed: int) -> Splits:
     leaks = remove_shared(kept)
     for name, count in leaks.items():
         report[f"{name}_rows"]["also_held_out"] = count
-    chosen = make_splits(kept["train"], kept.get("validation"), kept.get("test"), sizes, split_seed)
+    report["notes"] += notes_on_sets(kept)
+    chosen = make_splits(
+        kept["train"], kept.get("validation"), kept.get("test"), sizes, split_seed, label_names
+    )
     train, validation, test = (_as_texts(rows) for rows in chosen)
     report["split_seed"] = split_seed
     report["line_breaks_replaced"] = source.has_line_breaks
@@ -130,6 +134,13 @@ def _split(source: sources.Source, sizes: Sizes, split_seed: int) -> Splits:
         for name, part in (("train", train), ("validation", validation), ("test", test))
     }
     return Splits(train, validation, test, label_names, report)
+
+
+def notes_on_sets(sets: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Returns what a person should know about the sets of a source, once they share no text."""
+    if not sets.get("validation", True):
+        return ["the validation set is not used: every row of it is in the test set, too"]
+    return []
 
 
 def notes_on_labels(names: Sequence[str]) -> list[str]:

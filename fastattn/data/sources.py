@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import re
 import socket
 import urllib.request
@@ -17,7 +18,7 @@ from fastattn.data.packaged import packaged_file
 from fastattn.data.peptides import PACKAGED_PEPTIDES, read_packaged_peptides
 from fastattn.data.readers import DEFAULT_OPTIONS, find_files, read_any_rows, row_error, strict
 from fastattn.data.readers.hub import read_hub_sets
-from fastattn.data.readers.record import Record
+from fastattn.data.readers.record import BadRow, Record
 from fastattn.data.readers.sources import SUFFIXES, split_of, unread_files
 from fastattn.data.tasks import (
     DEFAULT_LAYOUT,
@@ -41,6 +42,7 @@ _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 # Columns of ours that well-known data sets of the Hub call otherwise.
 _HUB_COLUMNS = {"tags": "ner_tags"}
 _SETS = ("train", "validation", "test")
+_NAMED = 8  # of the files that are not read, in the note on them
 _NO_COUNTS: Mapping[str, int] = {}
 
 Row = Mapping[str, Any]
@@ -61,7 +63,7 @@ class Source(NamedTuple):
 
 
 def read(
-    data: str | None,
+    data: str | Path | None,
     text_column: str | None = None,
     label_column: str | None = None,
     *,
@@ -85,14 +87,13 @@ def read(
             here has the name of packaged data.
     """
     columns = name_columns("classification", text_column, label_column, column)
-    if data is None:
-        data = PACKAGED_IMDB
-    elif data in PACKAGED_NAMES:
-        check_one_meaning(data)
-    else:
+    name = PACKAGED_IMDB if data is None else str(data)
+    if name not in PACKAGED_NAMES:
         layout = Layout(columns=columns)
-        return read_rows("classification", data, layout, data_config, drop_empty=True)
-    what = "IMDB reviews" if data == PACKAGED_IMDB else "peptides"
+        return read_rows("classification", name, layout, data_config, drop_empty=True)
+    if data is not None:
+        check_one_meaning(name)
+    what = "IMDB reviews" if name == PACKAGED_IMDB else "peptides"
     for setting, value in (
         ("text_column and label_column", ", ".join(columns.values())),
         ("data_config", data_config),
@@ -102,7 +103,7 @@ def read(
                 f"data: {setting} must be left out for the packaged {what}; got {value!r}. "
                 "They are for data of your own."
             )
-    return read_packaged(data)
+    return read_packaged(name)
 
 
 def check_one_meaning(name: str, output: str | None = None) -> None:
@@ -141,7 +142,7 @@ def read_packaged(name: str) -> Source:
 
 def read_rows(
     task: str,
-    data: str,
+    data: str | Path,
     layout: Layout = DEFAULT_LAYOUT,
     data_config: str | None = None,
     *,
@@ -162,11 +163,12 @@ def read_rows(
         DataError: it is not there, or a row is not what the task needs; the message says which.
     """
     layout.check(task)
+    data = str(data)
     path = Path(data).expanduser()
     if is_hub_name(data):
         sets = download(data, data_config)
         return rows_of_hub_sets(task, data, sets, layout, data_config, drop_empty)
-    if not data.strip() or not path.exists():
+    if not data.strip() or not _exists(path):
         raise DataError(
             f"data: data must be a file or folder that exists, or a data set of the Hugging Face "
             f"Hub; got {data!r}. Check the path."
@@ -219,6 +221,8 @@ def rows_of_hub_sets(
         feature = table.features.get(layout.column("label"))
         names = names or getattr(feature, "names", None) or ()
         for split, record in read_hub_sets(origin, {set_name: table}):
+            if isinstance(record, BadRow):
+                raise record.error()
             rows.take(split, record)
     if not rows.has("train"):
         raise DataError(
@@ -324,7 +328,11 @@ class _Rows:
 
 def not_read(names: Sequence[str]) -> str:
     """Returns the note on files or splits that are none of the known ones."""
-    return f"not read, for want of a name such as train, validation or test: {', '.join(names)}"
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return (
+        "not read, for want of a name such as train, validation or test: "
+        f"{', '.join(names[:_NAMED])}{more}"
+    )
 
 
 def unlabelled(split: str) -> str:
@@ -385,7 +393,19 @@ def is_hub_name(data: str) -> bool:
     """Whether a name is none of a file or folder here, but has the form "name" or "owner/name"."""
     path = Path(data).expanduser()
     looks_so = path.suffix.lower() not in SUFFIXES and _HUB_ID.fullmatch(data) is not None
-    return looks_so and not path.exists()
+    return looks_so and not _exists(path)
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file or folder; a name that is too long for one has none."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise DataError(
+            f"data: {path} must be readable; got {error.strerror}. Check its permissions."
+        ) from error
 
 
 def hub_name(name: str, data_config: str | None) -> str:

@@ -101,6 +101,7 @@ def make_splits(
     test: Sequence[RowT] | None,
     sizes: Sizes,
     split_seed: int,
+    label_names: Sequence[str] = (),
 ) -> tuple[list[RowT], list[RowT], list[RowT]]:
     """Returns the training, validation and test rows by the rule above.
 
@@ -108,6 +109,7 @@ def make_splits(
         train: different texts to train on, and to take the sets from that are None.
         validation: the source's own validation set, without texts of test.
         test: the source's own test set.
+        label_names: of the classes, for messages.
 
     Raises:
         DataError: more rows are asked for than there are, there are none to train or test on, or a
@@ -129,7 +131,7 @@ def make_splits(
         validation_rows = own.take_first(size)
     size = _size("train", sizes.train, pool.num_rows, pool.num_rows)
     train_rows = pool.take_last(size)
-    _check_sets(train_rows, validation_rows, test_rows)
+    _check_sets(train_rows, validation_rows, test_rows, label_names)
     return train_rows, validation_rows, test_rows
 
 
@@ -155,7 +157,12 @@ def _size(
     return asked
 
 
-def _check_sets(train: Sequence[Keyed], validation: Sequence[Keyed], test: Sequence[Keyed]) -> None:
+def _check_sets(
+    train: Sequence[Keyed],
+    validation: Sequence[Keyed],
+    test: Sequence[Keyed],
+    label_names: Sequence[str],
+) -> None:
     every = [*train, *validation, *test]
     for name, rows in (("training", train), ("test", test)):
         if not rows:
@@ -165,10 +172,12 @@ def _check_sets(train: Sequence[Keyed], validation: Sequence[Keyed], test: Seque
             )
     missing = {row.label for row in every} - {row.label for row in train}
     if missing:
+        names = [repr(label_names[x]) if label_names else str(x) for x in sorted(missing)]
         raise DataError(
-            "data: the training set must hold every class; got none of class "
-            f"{', '.join(map(str, sorted(missing)))} (counted from 0). Ask for more training rows "
-            "with --train-size, or for fewer with --test-size and --validation-size."
+            "data: the training set must hold every class; got no row of class "
+            f"{', '.join(names[:8])}. Give the training set rows of it or remove it from the "
+            "others, ask for more training rows with --train-size, or for fewer of the others with "
+            "--test-size and --validation-size."
         )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,7 +233,7 @@ def read_task_rows(
 
 def label_names(labels: set[str]) -> list[str]:
     """Returns the names of classes in the order of their numbers, or in alphabetical order."""
-    if all(re.fullmatch(r"-?\d+", label) for label in labels):
+    if all(re.fullmatch(r"-?\d{1,18}", label) for label in labels):
         return sorted(labels, key=lambda label: (int(label), label))
     return sorted(labels)
 
@@ -268,7 +269,7 @@ def _text(fields: Mapping[str, Any], name: str, layout: Layout) -> str:
 
 # The fraction of a number that is whole: 1.0 is the class 1.
 _WHOLE = re.compile(r"([+-]?\d+)\.0*")
-_FRACTION = re.compile(r"[+-]?\d*\.\d+([eE][+-]?\d+)?")
+_FRACTION = re.compile(r"[+-]?(\d*\.\d+([eE][+-]?\d+)?|\d+e-\d{2,})")  # 1e-05 as programs write
 
 
 def _label(value: Any, layout: Layout) -> str | None:
@@ -286,7 +287,14 @@ def _label(value: Any, layout: Layout) -> str | None:
     whole = _WHOLE.fullmatch(name)
     name = whole[1] if whole else name
     name = layout.labels.get(name, name).strip()
-    if _FRACTION.fullmatch(name):
+    if not name.isprintable() and any(unicodedata.category(sign) == "Cc" for sign in name):
+        raise RowProblem(
+            "invalid",
+            f"a label must hold no control character or line break; got {shorten(name)}",
+            "Correct it, or name another column with --label-column.",
+        )
+    is_number = isinstance(value, float) and name == str(value)  # as infinity is
+    if is_number or _FRACTION.fullmatch(name):
         raise RowProblem(
             "invalid",
             f"a label must be a class, a whole number or a string; got {name}",
@@ -342,7 +350,7 @@ def _list(value: Any, separator: str | None) -> list[Any] | None:
         if value.lstrip().startswith("["):
             try:
                 value = json.loads(value)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 return None
         else:
             return [part for part in value.split(separator) if part.strip()]
@@ -425,6 +433,13 @@ def _qa(fields: Mapping[str, Any], layout: Layout) -> TaskRow:
     context = _text(fields, "context", layout)
     question = _text(fields, "question", layout)
     pairs = _answers(_value(fields, "answers", layout))
+    if pairs and fields.get("is_impossible") is True:
+        raise RowProblem(
+            "invalid",
+            "a question must have no answer where is_impossible is true; got "
+            f"{shorten(pairs[0][0])}",
+            "Correct one of the two: empty lists are no answer.",
+        )
     texts, starts, repaired = [], [], False
     for text, start in pairs:
         found = start if context[start : start + len(text)] == text else _only_place(context, text)
@@ -461,7 +476,7 @@ def _answers(value: Any) -> list[tuple[str, int]]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise wrong from None
     try:
         if isinstance(value, list):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ Size = int | Literal["all"]
 
 # A default that the task or the model decides.
 _OWN: Any = None
+_MAX_THREADS = 1_024  # many more end the process where it starts them
 # Settings that go before others: a recipe must not bring one beside the other that is given.
 _GO_BEFORE = {"warmup_steps": "warmup_ratio"}
 # Settings that some tasks alone use, beside those of a layout, which knows its own.
@@ -109,6 +111,10 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         given = self.__dict__.pop("_given", ())
+        for name in ("data", "model", "output"):
+            value = getattr(self, name)
+            if isinstance(value, os.PathLike):
+                setattr(self, name, os.fspath(value))  # run.json holds its name
         for name, value in RECIPES.get(self.recipe or "", {}).items():
             if name not in given and _GO_BEFORE.get(name) not in given:
                 setattr(self, name, value)
@@ -141,12 +147,8 @@ class FinetuneConfig:
                 "folder that is free is taken. Name the one to replace with --output, or leave "
                 "--overwrite out."
             )
-        if self.is_given("compare_steps") and self.compare_steps > 0 and not self.patch:
-            raise ValueError(
-                "finetune: compare_steps must be left out for a model that is not patched, which "
-                f"is stock Transformers itself; got {self.compare_steps}. Leave --compare-steps or "
-                "--no-patch out."
-            )
+        if self.is_given("compare_steps"):
+            check_compared(self.compare_steps, self.patch)
         if self.patience is not None and (self.keep != "best" or self.validation_size == 0):
             raise ValueError(
                 "finetune: patience must be given together with a validation set and with "
@@ -227,6 +229,20 @@ class FinetuneConfig:
         return asdict(self)
 
 
+def check_compared(compare_steps: int, patch: bool) -> None:
+    """Raises a ValueError if a model is to be compared with stock Transformers that is just that.
+
+    Args:
+        compare_steps, patch: settings, where the first is given.
+    """
+    if compare_steps > 0 and not patch:
+        raise ValueError(
+            "finetune: compare_steps must be left out for a model that is not patched, which is "
+            f"stock Transformers itself; got {compare_steps}. Leave --compare-steps or --no-patch "
+            "out."
+        )
+
+
 def option_name(field: str) -> str:
     """Returns the option of the command line that sets a field."""
     return "--" + field.replace("_", "-")
@@ -255,8 +271,13 @@ def _rules() -> Iterator[_Rule]:
     for field in ("batch_size", "eval_batch_size", "num_beams"):
         yield field, lambda x: _whole(x, 1), "a whole number of at least 1"
     yield "max_answer_length", lambda x: _whole(x, 1), "a whole number of at least 1"
-    for field in ("max_steps", "save_steps", "eval_steps", "patience", "threads"):
+    for field in ("max_steps", "save_steps", "eval_steps", "patience"):
         yield field, lambda x: x is None or _whole(x, 1), "a whole number of at least 1"
+    yield (
+        "threads",
+        lambda x: x is None or (_whole(x, 1) and x <= _MAX_THREADS),
+        f"a whole number of at least 1, and at most {_MAX_THREADS:,}",
+    )
     for field in ("seed", "split_seed", "compare_steps", "augment"):
         yield field, lambda x: _whole(x, 0), "a whole number of at least 0"
     for field in ("warmup_steps", "stride"):
@@ -291,6 +312,11 @@ def _rules() -> Iterator[_Rule]:
     yield "device", lambda x: x in ("auto", "cpu", "cuda"), '"auto", "cpu" or "cuda"'
     for field in ("data", "data_config", "text_column", "label_column", "label_columns", "output"):
         yield field, lambda x: x is None or str(x).strip() != "", "a name, or left out"
+    yield (
+        "label_columns",
+        lambda x: x is None or isinstance(x, str),
+        'names with commas between them, such as "rude,insult"',
+    )
     yield "truncation_side", lambda x: x in ("left", "right"), '"left" or "right"'
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +42,14 @@ def find_model(model: str) -> str:
     if model in FRESH_MODELS:
         return model
     path = Path(model).expanduser()
-    if path.is_dir():
+    try:
+        is_folder, looks_local = path.is_dir(), path.exists()
+    except OSError:  # too long for a name, say
+        is_folder, looks_local = False, True
+    if is_folder:
         _check_folder(path)
         return str(path)
-    looks_local = path.exists() or path.is_absolute() or model.startswith((".", "~"))
+    looks_local = looks_local or path.is_absolute() or model.startswith((".", "~"))
     if looks_local or model.count("/") > 1:
         raise ValueError(
             f"finetune: model must be a folder that exists or a model of the Hugging Face Hub; got "
@@ -77,9 +83,28 @@ def load_tokenizer(source: str, config: FinetuneConfig, **settings: Any) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **_offline(source), **settings)
-    except (OSError, ValueError) as error:
+    except ImportError:
+        raise  # of a library for this kind, which it names
+    except Exception as error:  # broken files end in errors of all kinds
         raise _unusable(source, error) from error
+    _check_tokenizer(tokenizer, source)
     return set_limits(tokenizer, config)
+
+
+def _check_tokenizer(tokenizer: Any, source: str) -> None:
+    # Without its files Transformers 5 makes one that knows no word.
+    if len(tokenizer) <= len({*tokenizer.all_special_ids}):
+        raise ValueError(
+            "finetune: model must have a tokenizer that knows words; got one of "
+            f"{len(tokenizer)} special tokens alone for {source}. Put the files of its tokenizer "
+            "there, such as tokenizer.json."
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            "finetune: model must have a tokenizer with a padding token, for texts of a batch "
+            f"differ in length; got {type(tokenizer).__name__} of {source} without one. Set its "
+            "pad_token and save it to the folder of the model."
+        )
 
 
 def set_limits(tokenizer: Any, config: FinetuneConfig) -> Any:
@@ -122,7 +147,9 @@ def load_config(
 
     try:
         model_config = AutoConfig.from_pretrained(source, **_offline(source))
-    except (OSError, ValueError) as error:
+    except ImportError:
+        raise
+    except Exception as error:
         raise _unusable(source, error) from error
     return adapt_config(model_config, source, config, auto_model, label_names)
 
@@ -171,18 +198,83 @@ def _set_classes(model_config: Any, source: str, auto_model: Any, label_names: l
 
 
 def load_model(source: str, model_config: Any, auto_model: Any) -> Any:
-    """Loads the stock model with the head of ``auto_model``, in float32."""
+    """Loads the stock model with the head of ``auto_model``, in float32.
+
+    Where the checkpoint has a head for another task, a new one is drawn.
+
+    Raises:
+        ValueError: it cannot be loaded, or a layer would be left out or keep random weights.
+    """
     import torch
 
     try:
-        return auto_model.from_pretrained(
+        model, found = auto_model.from_pretrained(
             source,
             config=model_config,
             dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
             **_offline(source),
         )
-    except (OSError, ValueError) as error:
+    except ImportError:
+        raise
+    except Exception as error:
         raise _unusable(source, error) from error
+    _check_weights(model, found, source)
+    return model
+
+
+# Heads, poolers and embeddings have no number; the parts of a layer have that of the layer.
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def _check_weights(model: Any, found: dict[str, Any], source: str) -> None:
+    """Raises a ValueError unless config.json and weights are of one model.
+
+    Args:
+        found: what loading says of names that are missing, not expected, or of other sizes.
+    """
+    prefix = f"{model.base_model_prefix}."
+    body = {name for name, _ in model.base_model.named_parameters()}
+    kinds = {_NUMBER.sub("N", name) for name in body}
+    others = sorted(names[0] for names in found["mismatched_keys"])
+    for problem, names in (
+        ("other sizes", [x for x in others if x.removeprefix(prefix) in body]),
+        (
+            "no weights",
+            [
+                x
+                for x in sorted(found["missing_keys"])
+                if x.removeprefix(prefix) in body and _NUMBER.search(x)
+            ],
+        ),
+        (
+            "weights without a place",
+            [
+                x
+                for x in sorted(found["unexpected_keys"])
+                if _NUMBER.search(x) and _NUMBER.sub("N", x.removeprefix(prefix)) in kinds
+            ],
+        ),
+    ):
+        if names:
+            more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+            raise ValueError(
+                "finetune: model must have the weights that its config.json describes; got "
+                f"{problem} for {names[0]}{more} in {source}. Use the two files of one model."
+            )
+
+
+def check_token_ids(model: Any, tokenizer: Any, features: Iterable[dict[str, Any]]) -> None:
+    """Raises a ValueError if a model has no embedding for a token of some features."""
+    size = getattr(model.config, "vocab_size", None)
+    largest = max((max(feature["input_ids"]) for feature in features), default=-1)
+    if size is not None and largest >= size:
+        raise ValueError(
+            f"finetune: model must know all tokens of its tokenizer; got token {largest:,} "
+            f"({tokenizer.convert_ids_to_tokens(largest)!r}) and embeddings of {size:,}. Use the "
+            "tokenizer that the model was trained with."
+        )
 
 
 def accelerate(model: Any) -> str:
@@ -205,7 +297,8 @@ def _check_folder(path: Path) -> None:
             "Give --model the folder that save_pretrained wrote."
         )
     try:
-        json.loads(config.read_text(encoding="utf-8"))
+        if not isinstance(json.loads(config.read_text(encoding="utf-8")), dict):
+            raise ValueError("no object")
     except ValueError as error:
         raise ValueError(
             f"finetune: config.json of the model must be JSON; got {error} in {config}. "
@@ -227,9 +320,10 @@ def _offline(source: str) -> dict[str, Any]:
 
 def _unusable(source: str, error: Exception) -> ValueError:
     if Path(source).is_dir():
+        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
         return ValueError(
             f"finetune: model must be one that Transformers loads for this task; got {source} "
-            f"({error}). Check its files."
+            f"({kind}{error}). Check its files."
         )
     from fastattn.data.sources import hub_is_reachable
 

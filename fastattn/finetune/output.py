@@ -198,9 +198,9 @@ def _default(stem: str, number: int) -> Path:
 def _check_writable(path: Path) -> None:
     """Tries to write where the folder is or would be made, and leaves nothing behind."""
     existing = path
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
     try:
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:

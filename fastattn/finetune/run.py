@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import resource
 import shlex
 import sys
@@ -221,6 +222,9 @@ def _prepare(
         _encode(config, task, tokenizer, name, rows) if rows else None
         for name, rows in held_out.items()
     )
+    train_set = _encode(config, task, tokenizer, "training", examples)
+    for encoded in (train_set, validation_set, test_set):
+        models.check_token_ids(model, tokenizer, encoded.features if encoded else ())
     return _Prepared(
         folder=folder,
         before=before,
@@ -231,7 +235,7 @@ def _prepare(
         model=model,
         model_source=source,
         patch_report=patch_report,
-        train_set=_encode(config, task, tokenizer, "training", examples),
+        train_set=train_set,
         validation_set=validation_set,
         test_set=test_set,
     )
@@ -246,10 +250,12 @@ def _encode(
         DataError: there are none.
     """
     encoded = task.encode(examples, tokenizer, config)
-    if not len(encoded):
+    special = {*tokenizer.all_special_ids}  # the unknown token is one of them
+    if all(special.issuperset(feature["input_ids"]) for feature in encoded.features):
         raise DataError(
             f"data: the {name} set must hold {task.examples} of which the tokenizer makes tokens; "
-            f"got {len(examples):,} without any. Check what the texts are made of."
+            f"got {len(examples):,} without any that it knows. Check what the texts are made of, "
+            "and that the tokenizer is that of the model."
         )
     return encoded
 
@@ -324,7 +330,17 @@ def _train(
         "patched": config.patch,
         **peak_memory(),
     }
+    if _has_diverged(metrics):
+        metrics["notes"].append(
+            "the loss is not a number: training has diverged, and the model is of no use; train "
+            "again with a smaller --learning-rate, from a model whose weights are numbers"
+        )
     return metrics, trainer
+
+
+def _has_diverged(metrics: dict[str, Any]) -> bool:
+    losses = (metrics.get(name) for name in ("train_loss", "validation_loss", "test_loss"))
+    return any(loss is not None and not math.isfinite(loss) for loss in losses)
 
 
 def _test_figures(trainer: Trainer, task: Task, data: TaskData, test: Encoded) -> dict[str, Any]:

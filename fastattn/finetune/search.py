@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import math
 import multiprocessing
+import re
 import shutil
 import socket
 import time
@@ -139,12 +140,15 @@ def _open_study(shared: _Search) -> optuna.Study:
     config, search = shared.config, shared.search
     storage = _open_storage(shared.storage)
     greater = get_task(config.task).greater_is_better
-    study = optuna.create_study(
-        storage=storage,
-        study_name=search.study,
-        load_if_exists=True,
-        direction="maximize" if greater else "minimize",
-    )
+    try:
+        study = optuna.create_study(
+            storage=storage,
+            study_name=search.study,
+            load_if_exists=True,
+            direction="maximize" if greater else "minimize",
+        )
+    except optuna.exceptions.StorageInternalError as error:
+        raise _unusable(shared.storage, error) from error
     settings = {k: v for k, v in config.as_dict().items() if k not in _MAY_CHANGE}
     settings["sampler"] = search.sampler
     before = study.user_attrs.get("settings", settings)
@@ -167,6 +171,7 @@ def _open_storage(url: str) -> optuna.storages.RDBStorage:
         ValueError: it cannot be reached.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    _check_is_kept(url)
     # A connection that a firewall dropped while a model trained is made anew.
     settings: dict[str, Any] = {"pool_pre_ping": True}
     if url.startswith("sqlite"):
@@ -196,19 +201,46 @@ def _open_storage(url: str) -> optuna.storages.RDBStorage:
             f"{_without_password(url)!r}; got no module {module}. Run `pip install "
             f"{_DRIVERS.get(module, module)}`."
         ) from error
-    except SQLAlchemyError as error:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    # Of other errors, Optuna raises one for tables of another version than its own, and the URL's
+    # parser one for a port that is no number.
+    except (
+        SQLAlchemyError,
+        optuna.exceptions.StorageInternalError,
+        RuntimeError,
+        ValueError,
+    ) as error:
+        raise _unusable(url, error) from error
+
+
+def _unusable(url: str, error: BaseException) -> ValueError:
+    if isinstance(error, optuna.exceptions.StorageInternalError):
+        error = error.__cause__ or error  # its own words are the same for all
+    reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    return ValueError(
+        "search: storage must be the URL of a database that can be reached, and whose tables are "
+        f"Optuna's; got {_without_password(url)!r} ({reason}). Check it, and that the database "
+        "runs."
+    )
+
+
+def _check_is_kept(url: str) -> None:
+    """Raises a ValueError for a database in memory: each worker would have one of its own."""
+    try:
+        parts = make_url(url)
+    except (SQLAlchemyError, ValueError):
+        return  # who connects says what is wrong with it
+    if parts.get_backend_name() == "sqlite" and parts.database in (None, "", ":memory:"):
         raise ValueError(
-            "search: storage must be the URL of a database that can be reached; got "
-            f"{_without_password(url)!r} ({reason}). Check it, and that the database runs."
-        ) from error
+            "search: storage must be a database that is kept, for each worker opens it anew; got "
+            f"{url!r}, which is in memory. Name a file, as in sqlite:////home/me/search.db."
+        )
 
 
 def _without_password(url: str) -> str:
     try:
         return make_url(url).render_as_string(hide_password=True)
-    except SQLAlchemyError:
-        return url
+    except (SQLAlchemyError, ValueError):
+        return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
 
 
 def _work_in_processes(shared: _Search, console: Console) -> None:
@@ -322,7 +354,10 @@ def _run_trial(trial: optuna.Trial, shared: _Search, console: Console) -> float:
     score = result.metrics[f"validation_{metric}"]
     words = search_report.score_words(metric, score)
     search_report.print_line(console, f"trial {trial.number}: validation {words}")
-    if math.isnan(score):  # it has diverged
+    if math.isnan(score) or not math.isfinite(result.metrics["validation_loss"]):
+        search_report.print_line(
+            console, f"trial {trial.number}: it has diverged, and is no winner"
+        )
         return -math.inf if study.direction.name == "MAXIMIZE" else math.inf
     _drop_losers(study, shared.folder)
     return float(score)
@@ -374,6 +409,12 @@ def _finish(
         # Another command that took part in the search may have done this already.
         before = folder.read_json(SEARCH_FILE)
         best = study.best_trial
+        if best.value is None or not math.isfinite(best.value):
+            raise ValueError(
+                "search: learning_rates must hold one with which the model learns; got "
+                f"{', '.join(f'{x:g}' for x in shared.search.learning_rates)}, and all "
+                "trials have diverged. Go on with --resume and smaller --learning-rates."
+            )
         winner = before.get("winner", {})
         is_done = (winner.get("kind"), winner.get("trial")) == (shared.search.winner, best.number)
         if not is_done:

@@ -69,7 +69,10 @@ class SearchConfig:
         rates, grid = self.learning_rates, self.sampler == "grid"
         yield (
             "learning_rates",
-            bool(rates) and all(_rate(x) for x in rates) and len({*rates}) == len(rates),
+            isinstance(rates, (tuple, list))
+            and bool(rates)
+            and all(_rate(x) for x in rates)
+            and len({*rates}) == len(rates),
             "different numbers above 0 and at most 1",
         )
         yield "sampler", self.sampler in SAMPLERS, f"one of {', '.join(SAMPLERS)}"
@@ -98,10 +101,16 @@ class SearchConfig:
             self.storage is None or "://" in self.storage,
             "a URL of a database, such as postgresql://user@host/name",
         )
+        yield (
+            "study",
+            isinstance(self.study, str) and self.study.strip() != "",
+            "the name of a search in the database",
+        )
 
 
 def _rate(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and 0 < value <= 1
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and 0 < value <= 1
 
 
 def _whole(value: Any) -> bool:

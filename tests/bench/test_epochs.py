@@ -100,6 +100,27 @@ def test_a_compiled_case_compiles_before_the_clock_starts() -> None:
 
 @needs_texts
 @pytest.mark.usefixtures("cpu_backend")
+def test_the_truth_is_computed_once_for_all_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[str] = []
+    real = bert._logits_and_gradients
+
+    def counted(model: Any, batch: Any, dtype: str) -> Any:
+        computed.append("ours" if hasattr(model, "compiled") else dtype)
+        return real(model, batch, dtype)
+
+    def compiled(model: Any, mode: str) -> Any:
+        model.compiled = mode
+        return model
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(bert, "_logits_and_gradients", counted)
+    case = dataclasses.replace(TINY, compile_mode="default")
+    epochs.run_case(case, 1, peak_gflops=100.0)
+    assert computed == ["float64", "float32", "ours", "ours", "ours"]
+
+
+@needs_texts
+@pytest.mark.usefixtures("cpu_backend")
 def test_wrong_models_and_broken_trainings_are_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bert, "_LEARNING_RATE", float("inf"))
     with pytest.raises(VerificationError, match="weights of tiny must be finite after training"):

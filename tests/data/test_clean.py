@@ -23,6 +23,12 @@ def test_case_spaces_and_breaks_do_not_make_a_different_text(other: str) -> None
     assert text_key(other) == text_key("A fine film")
 
 
+@pytest.mark.parametrize("other", ["caf\u00e9 NOIR", "cafe\u0301 noir", "CAFE\u0301 Noir"])
+def test_an_accent_makes_the_same_letter_however_it_is_written(other: str) -> None:
+    assert text_key(other) == text_key("Caf\u00e9 noir")
+    assert text_key(other) != text_key("cafe noir")
+
+
 def test_words_and_marks_make_a_different_text() -> None:
     assert text_key("a fine film!") != text_key("a fine film")
 

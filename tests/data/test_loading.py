@@ -136,6 +136,31 @@ def test_a_folder_and_its_leaks(tmp_path: Path) -> None:
     assert len(set(keys)) == len(keys)
 
 
+def test_a_validation_set_of_which_nothing_is_left_is_told_of(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", [(f"film {n}", n % 2) for n in range(20)])
+    write_csv(tmp_path / "dev.csv", [("FILM 30", 0)])
+    write_csv(tmp_path / "test.csv", [("film 30", 0), ("film 31", 1)])
+    splits = load(tmp_path)
+    assert splits.report["sizes"] == {"train": 20, "validation": 0, "test": 2}
+    assert splits.report["notes"] == [
+        "the validation set is not used: every row of it is in the test set, too"
+    ]
+
+
+def test_a_class_that_only_the_test_set_has_is_named(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", [(f"film {n}", n % 2) for n in range(20)])
+    write_csv(tmp_path / "test.csv", [("film 30", "new")])
+    with pytest.raises(DataError, match=r"every class; got no row of class 'new'. Give the train"):
+        load(str(tmp_path))
+
+
+def test_a_path_is_as_good_as_its_name(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "a.csv", [(f"film {n}", n % 2) for n in range(20)])
+    assert load(Path(file)).report == load(file).report
+    with pytest.raises(DataError, match=r"must be a file or folder that exists.*; got '.*xxx'"):
+        load(tmp_path / ("x" * 300))
+
+
 def test_a_folder_without_training_file(tmp_path: Path) -> None:
     write_csv(tmp_path / "test.csv", [("film 1", 1)])
     with pytest.raises(DataError, match=r"must hold a train file or split; got test. Name"):

@@ -98,7 +98,7 @@ def test_more_than_there_is(sizes: Sizes, message: str) -> None:
 
 
 def test_a_class_without_training_rows() -> None:
-    with pytest.raises(DataError, match=r"training set must hold every class; got none of class 1"):
+    with pytest.raises(DataError, match=r"must hold every class; got no row of class 1. Give"):
         make_splits(make_rows([30, 2]), None, None, Sizes(2, 0, 16), 0)
 
 

@@ -131,7 +131,14 @@ PROBLEMS = [
     ("classification", {"text": "x", "label": 0.5}, "invalid", r"must be a class.*got 0.5.*"
      r"`fastattn data build --label-map 0.5=NAME`"),
     ("classification", {"text": "x", "label": "3.25"}, "invalid", r"must be a class.*got 3.25"),
+    ("classification", {"text": "x", "label": 1e-05}, "invalid", r"must be a class.*got 1e-05"),
+    ("classification", {"text": "x", "label": "7e-06"}, "invalid", r"must be a class.*got 7e-06"),
+    ("classification", {"text": "x", "label": float("inf")}, "invalid", r"be a class.*got inf"),
+    ("classification", {"text": "x", "label": 1e22}, "invalid", r"must be a class.*got 1e\+22"),
+    ("classification", {"text": "x", "label": "a\x1fb"}, "invalid", r"no control character or line "
+     r"break; got 'a\\x1fb'. Correct"),
     ("classification", {"text": "x", "label": [1]}, "invalid", r"got \[1\]. Use --task multilabel"),
+    ("multilabel", {"text": "x", "labels": "[" * 100_000}, "invalid", r"labels must be a list"),
     ("multilabel", {"text": "x", "labels": 3}, "invalid", r"labels must be a list; got 3. Write"),
     (TOKENS, {"tokens": [], "tags": []}, "empty", r"must hold a token"),
     (TOKENS, {"tokens": ["a"], "tags": []}, "invalid", r"got 1 tokens and 0 tags"),
@@ -150,6 +157,9 @@ PROBLEMS = [
      r"as many"),
     (QUESTIONS, {**QUESTION, "answers": {"text": [" "], "answer_start": [3]}}, "invalid",
      r"as many"),
+    (QUESTIONS, {**QUESTION, "answers": "[" * 100_000}, "invalid", r"as many answer_start; got"),
+    (QUESTIONS, {**QUESTION, "answers": {"text": ["Ann"], "answer_start": [0]},
+     "is_impossible": True}, "invalid", r"no answer where is_impossible is true; got 'Ann'. Corr"),
     (QUESTIONS, {**QUESTION, "answers": "Ann"}, "invalid", r"as many answer_start; got 'Ann'"),
     ("translation", {"source": "x", "target": ""}, "empty", r"target must hold a text; got none"),
 ]  # fmt: skip

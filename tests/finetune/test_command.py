@@ -205,6 +205,11 @@ BAD = {
         "beside no_compare, which measures no",
     ),
     "not patched": (["--no-patch", "--compare-steps", "2"], "compare_steps must be left out for a"),
+    "not patched, the default": (
+        ["--no-patch", "--compare-steps", "5"],
+        "which is stock Transformers itself; got 5. Leave --compare-steps or --no-patch out",
+    ),
+    "long output": (["--output", "x" * 300], "output must be a folder that can be written to"),
     "recipe": (["--recipe", "squad"], "recipe must be one of imdb; got 'squad'"),
     "patience": (["--patience", "1", "--keep", "last"], "patience must be given together with"),
     "no model": (["--model", "/no/model"], "model must be a folder that exists"),

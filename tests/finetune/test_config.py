@@ -29,6 +29,7 @@ def test_the_defaults_are_right() -> None:
         ("max_steps", 0, "a whole number of at least 1"),
         ("save_steps", -1, "a whole number of at least 1"),
         ("threads", 0, "a whole number of at least 1"),
+        ("threads", 1_000_000, "a whole number of at least 1, and at most 1,024"),
         ("max_length", 3, "a whole number of at least 4"),
         ("seed", -1, "a whole number of at least 0"),
         ("split_seed", 0.5, "a whole number of at least 0"),
@@ -61,6 +62,12 @@ def test_a_setting_out_of_range(field: str, value: Any, rule: str) -> None:
     option = field.replace("_", "-")
     message = rf"^finetune: {field} must be {rule}.*; got {value!r}\. Set it with --{option}\.$"
     with pytest.raises(ValueError, match=message):
+        config.check()
+
+
+def test_columns_of_labels_are_one_text() -> None:
+    config = FinetuneConfig(task="multilabel", label_columns=["a", "b"])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r'names with commas between them, .*; got \["?.a'):
         config.check()
 
 
@@ -100,6 +107,11 @@ def test_the_name_of_packaged_data_that_is_also_a_folder(
             FinetuneConfig(task=task, data=name, output=output).check()
     FinetuneConfig(task=task).check()
     FinetuneConfig(recipe="imdb").check()
+
+
+def test_paths_are_as_good_as_their_names() -> None:
+    config = FinetuneConfig(data=Path("a.csv"), model=Path("m"), output=Path("o"))
+    assert (config.data, config.model, config.output) == ("a.csv", "m", "o")
 
 
 def test_overwrite_and_resume_exclude_each_other() -> None:
@@ -157,6 +169,10 @@ def test_every_recipe_keeps_the_rules(name: str) -> None:
         ({"learning_rates": ()}, "learning_rates must be different numbers above 0"),
         ({"learning_rates": (1e-5, 2.0)}, "learning_rates must be different numbers above 0"),
         ({"learning_rates": (1e-5, 1e-5)}, "learning_rates must be different numbers above 0"),
+        ({"learning_rates": 1e-5}, "learning_rates must be different numbers above 0"),
+        ({"learning_rates": (True,)}, "learning_rates must be different numbers above 0"),
+        ({"study": " "}, "study must be the name of a search in the database; got ' '"),
+        ({"study": None}, "study must be the name of a search in the database; got None"),
         ({"sampler": "best"}, "sampler must be one of grid, tpe, random; got 'best'"),
         ({"trials": 3}, "trials must be left out for a grid"),
         ({"sampler": "tpe"}, "trials must be a whole number of at least 1 for the sampler tpe"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForSequenceClassification
@@ -50,7 +52,7 @@ def test_the_tokenizer_cuts_on_the_side_asked_for(tiny_bert: Path) -> None:
     assert kept == {"left": "[CLS] four five [SEP]", "right": "[CLS] one two [SEP]"}
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "./none", "~/none", "a/b/c"])
+@pytest.mark.parametrize("name", ["/no/such/folder", "./none", "~/none", "a/b/c", "x" * 300])
 def test_no_such_folder(name: str) -> None:
     with pytest.raises(ValueError, match=r"model must be a folder that exists or a model of the"):
         find_model(name)
@@ -74,9 +76,10 @@ def test_a_folder_without_its_files(
 
 def test_a_broken_config(tiny_bert: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_bert, tmp_path / "model")
-    (folder / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"config.json of the model must be JSON; got .*Save"):
-        find_model(str(folder))
+    for broken in ("{", "[]"):
+        (folder / "config.json").write_text(broken, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"config.json of the model must be JSON; got .*Save"):
+            find_model(str(folder))
 
 
 def test_a_config_of_no_known_model(tiny_bert: Path, tmp_path: Path) -> None:
@@ -84,6 +87,82 @@ def test_a_config_of_no_known_model(tiny_bert: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"model must be one that Transformers loads .* Check"):
         load_config(str(folder), SHORT, CLASSIFIER, ["a", "b"])
+
+
+def edit_config(folder: Path, **changed: Any) -> None:
+    path = folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, **changed}), encoding="utf-8")
+
+
+def load_classifier(folder: Path) -> Any:
+    names = ["a", "b"]
+    return load_model(str(folder), load_config(str(folder), SHORT, CLASSIFIER, names), CLASSIFIER)
+
+
+@pytest.mark.parametrize("kept", [0, 100, 0.5])
+def test_weights_that_are_cut_off(tiny_bert: Path, tmp_path: Path, kept: float) -> None:
+    folder = shutil.copytree(tiny_bert, tmp_path / "model")
+    content = (folder / "model.safetensors").read_bytes()
+    size = int(kept * len(content)) if kept < 1 else int(kept)
+    (folder / "model.safetensors").write_bytes(content[:size])
+    with pytest.raises(ValueError, match=r"model must be one that Transformers .*Error: .* Check"):
+        load_classifier(folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"hidden_size": 64}, r"got other sizes for .*embeddings.* and \d+ more in .*Use the two"),
+        ({"num_hidden_layers": 3}, r"got no weights for .*layer.2.* and 15 more in"),
+        ({"num_hidden_layers": 1}, r"got weights without a place for .*layer.1.* and 15 more in"),
+        ({"model_type": "distilbert"}, r"got no weights for distilbert.transformer.layer.0"),
+        ({"hidden_size": "wide"}, r"(?s)must be one that Transformers loads .* Check its files"),
+    ],
+)
+def test_weights_of_another_model(
+    tiny_bert: Path, tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    """Transformers would draw the weights that are missing, and leave out those that are more."""
+    folder = shutil.copytree(tiny_bert, tmp_path / "model")
+    edit_config(folder, **changed)
+    with pytest.raises(ValueError, match=message):
+        load_classifier(folder)
+
+
+def test_a_head_of_another_task_is_replaced(tiny_bert: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForTokenClassification
+
+    config = load_config(str(tiny_bert), SHORT, AutoModelForTokenClassification, [*"abcde"])
+    tagger = load_model(str(tiny_bert), config, AutoModelForTokenClassification)
+    tagger.save_pretrained(tmp_path)
+    model = load_classifier(tmp_path)
+    assert model.classifier.out_features == 2
+    name = "bert.encoder.layer.1.output.dense.weight"
+    assert model.state_dict()[name].equal(tagger.state_dict()[name])
+
+
+def test_a_folder_without_a_tokenizer(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_bert, tmp_path / "model")
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"model must be one that Transformers loads .* Check its"):
+        load_tokenizer(str(folder), SHORT)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"finetune: model must "):
+        load_tokenizer(str(folder), SHORT)
+
+
+def test_a_tokenizer_without_a_padding_token(tiny_bert: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert, pad_token=None)
+    tokenizer.save_pretrained(tmp_path)
+    shutil.copy(tiny_bert / "config.json", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"a tokenizer with a padding token.* without one. Set its"
+    ):
+        load_tokenizer(str(tmp_path), SHORT, pad_token=None)
 
 
 def test_texts_longer_than_the_model(tiny_bert: Path) -> None:

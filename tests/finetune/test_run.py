@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 import fastattn
 from fastattn.finetune import FinetuneConfig, FinetuneResult, finetune
@@ -142,6 +148,44 @@ def test_a_longer_run_goes_on_from_the_last_checkpoint(config: FinetuneConfig) -
 def test_a_gpu_that_is_not_there(config: FinetuneConfig) -> None:
     with pytest.raises(ValueError, match=r"device must be one that torch can use; got 'cuda'"):
         finetune(replace(config, device="cuda"))
+
+
+def test_a_tokenizer_of_another_model(
+    config: FinetuneConfig, tiny_bert: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    torch.manual_seed(0)
+    shape = AutoConfig.from_pretrained(tiny_bert)
+    shape.vocab_size = 1_000
+    AutoModel.from_config(shape).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
+    with pytest.raises(
+        ValueError, match=r"must know all tokens .*; got token .* of 1,000. Use the"
+    ):
+        finetune(replace(config, model=str(folder)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_texts_of_which_the_tokenizer_knows_nothing(config: FinetuneConfig, tmp_path: Path) -> None:
+    path = tmp_path / "odd.csv"
+    rows = (f"{chr(0x10300 + i)},{i % 2}" for i in range(20))
+    path.write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    sizes: dict[str, Any] = {"train_size": None, "validation_size": None, "test_size": None}
+    with pytest.raises(ValueError, match=r"tokenizer makes tokens; got 2 without any that it know"):
+        finetune(replace(config, data=str(path), **sizes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_that_has_diverged_is_told_of(
+    config: FinetuneConfig, tiny_bert: Path, tmp_path: Path
+) -> None:
+    model = AutoModel.from_pretrained(tiny_bert)
+    model.encoder.layer[0].output.dense.weight.data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "model")
+    metrics = finetune(replace(config, model=str(tmp_path / "model"))).metrics
+    (note,) = metrics["notes"]
+    assert note.startswith("the loss is not a number: training has diverged, and the model is of")
 
 
 def test_bad_input_leaves_no_trace(config: FinetuneConfig, tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -273,15 +276,57 @@ def test_the_driver_of_a_database_is_missing(
     [
         ("sqlite:////no/such/folder/search.db", "unable to open database file"),
         ("oraculum://me:secret@there/name", "Can't load plugin: sqlalchemy.dialects:oraculum"),
+        (
+            "postgresql://me:secret@there:port/name",
+            "invalid literal for int() with",
+        ),
+        ("sqlite:///{junk}", "file is not a database"),
+        ("sqlite:///{other}", "version_info"),
     ],
 )
 def test_a_database_out_of_reach(
     config: FinetuneConfig, tmp_path: Path, storage: str, reason: str
 ) -> None:
+    (tmp_path / "junk.db").write_bytes(b"no database" * 500)
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("CREATE TABLE version_info (mine INTEGER)")
+    url = storage.format(junk=tmp_path / "junk.db", other=tmp_path / "other.db")
     with pytest.raises(ValueError, match=r"storage must be the URL of a database that can be") as x:
-        search(config, SearchConfig(RATES, storage=storage))
+        search(config, SearchConfig(RATES, storage=url))
     assert reason in str(x.value) and "secret" not in str(x.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("storage", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
+def test_a_database_in_memory(config: FinetuneConfig, tmp_path: Path, storage: str) -> None:
+    with pytest.raises(ValueError, match=r"storage must be a database that is kept, .* in memory"):
+        search(config, SearchConfig(RATES, storage=storage))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_trial_that_has_diverged_is_no_winner(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all logits are no numbers, the first class is still right now and then."""
+    finetune = search_module.finetune
+    broken = {*RATES[1:]}
+
+    def run(trial: FinetuneConfig, *args: Any, **options: Any) -> Any:
+        result = finetune(trial, *args, **options)
+        if trial.learning_rate in broken:
+            result.metrics.update(validation_loss=math.nan, validation_accuracy=1.0)
+        return result
+
+    monkeypatch.setattr(search_module, "finetune", run)
+    result = search(config, SearchConfig(RATES, winner="none"))
+    assert result.summary["best"]["learning_rate"] == RATES[0]
+    broken.add(RATES[0])
+    other = replace(config, output=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"got 0.0001, and all trials have diverged. Go on with"):
+        search(other, SearchConfig(RATES[:1], winner="none"))
+    broken.clear()
+    resumed = search(replace(other, resume=True), SearchConfig(RATES[1:2], winner="none"))
+    assert resumed.summary["best"]["learning_rate"] == RATES[1]
 
 
 BAD = {

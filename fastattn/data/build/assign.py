@@ -236,6 +236,14 @@ def _check(
                 f"{len(splits):,} rows that are left. Give more rows, smaller groups, or another "
                 f"--{SPLITS[code]}-size{' (0: no such split)' if code else ''}."
             )
+    if config.task in ("multilabel", "token-classification") and not any(names):
+        option = "--label-column"
+        if config.task == "token-classification":
+            option = "--tag-column, or --label-column"
+        raise DataError(
+            f"data build: a row must have a label, for a model to learn it; got none in all "
+            f"{len(splits):,} rows. Name the column of labels with {option}."
+        )
     if config.task != "classification":
         return
     if len(names) < 2:

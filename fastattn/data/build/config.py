@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fastattn.data.readers import ReadOptions
@@ -64,8 +66,8 @@ class BuildConfig:
         progress: show a progress bar.
     """
 
-    sources: Sequence[str]
-    output: str
+    sources: Sequence[str | Path]
+    output: str | Path
     task: str = "classification"
     data_config: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -119,11 +121,21 @@ class BuildConfig:
     def check(self) -> None:
         """Raises a DataError that names the first setting that breaks its rule."""
         check_task(self.task)
-        if not self.sources or not all(source.strip() for source in self.sources):
+        if isinstance(self.sources, (str, os.PathLike)):
+            raise DataError(
+                f"data build: sources must be a list of names; got {str(self.sources)!r}. Put it "
+                "into a list."
+            )
+        if not self.sources or not all(str(source).strip() for source in self.sources):
             got = "none" if not self.sources else "an empty name"
             raise DataError(
                 f"data build: sources must name at least one file, folder or data set; got {got}. "
                 "Give them before the options."
+            )
+        if isinstance(self.label_columns, str):
+            raise DataError(
+                "data build: label_columns must be a list of names; got "
+                f"{self.label_columns!r}. Put them into a list."
             )
         for name, allowed, rule in _RULES:
             value = getattr(self, name)
@@ -193,10 +205,14 @@ def _one_of(*words: str) -> tuple[Callable[[Any], bool], str]:
     return lambda x: x in words, f"be one of {quoted}"
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _size(value: Any) -> bool:
     if value is None:
         return True
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not _is_number(value):
         return False
     return 0 <= value < 1 or (value >= 1 and float(value).is_integer())
 
@@ -211,7 +227,13 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda x: _whole(0)(x) and x <= 20,
         "be a whole number of copies from 0 to 20",
     ),
-    ("similarity", lambda x: 0.5 <= x <= 1, "be between 0.5 and 1"),
+    ("similarity", lambda x: _is_number(x) and 0.5 <= x <= 1, "be between 0.5 and 1"),
+    ("output", lambda x: str(x).strip() != "", "be the name of a folder"),
+    (
+        "delimiter",
+        lambda x: x in (None, "tab", "\\t") or (len(x) == 1 and x not in '"\r\n'),
+        'be one character or "tab", and neither a quote nor a line end',
+    ),
     ("validation_size", _size, "be a whole number of rows, or a share below 1"),
     ("test_size", _size, "be a whole number of rows, or a share below 1"),
     ("bad_rows", *_one_of("stop", "reject")),

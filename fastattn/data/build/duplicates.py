@@ -1,8 +1,8 @@
 """Rows with the same text, and questions with the same id.
 
-Texts are the same if :func:`fastattn.data.clean.text_key` says so: letter case, blanks and HTML
-line breaks do not count; in question answering context and question together, in translation
-both sides.
+Texts are the same if :func:`fastattn.data.clean.text_key` says so: letter case, blanks, HTML line
+breaks and how accents are written do not count; in question answering context and question
+together, in translation both sides.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from fastattn.errors import DataError
 
 # As much of the lines that are not UTF-8 as is looked at; more makes charset-normalizer no surer.
 _LINES = 200
+_LONGEST_LINE = 2**20  # as much of the first line as is looked at
 
 
 class _Line(NamedTuple):
@@ -32,7 +33,7 @@ def detect_encoding(path: Path, name: str) -> str:
         DataError: they do not, or some rows are UTF-8 and others something else; the message has
             the first such row and its byte.
     """
-    if marked_encoding(path):
+    if marked_encoding(path) or _begins_wide(path):
         return "utf-8"
     bad = list(islice(_lines_not_utf8(path), _LINES))
     if not bad:
@@ -56,6 +57,15 @@ def detect_encoding(path: Path, name: str) -> str:
             "--encoding cp1252 for files of Windows in Western Europe."
         )
     return encoding
+
+
+def _begins_wide(path: Path) -> bool:
+    """Whether the first line seems to be UTF-16 or UTF-32, of which the readers know what to say.
+
+    The bytes of such texts are no characters, and charset-normalizer sees some in them.
+    """
+    with path.open("rb") as file:
+        return b"\0" in file.readline(_LONGEST_LINE) + file.read(1)
 
 
 def _lines_not_utf8(path: Path) -> Iterator[_Line]:

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastattn.data.built import DATASET_FILE, REJECTS_FILE, REPORT_FILE, REPORT_PAGE, is_built
+from fastattn.data.built import (
+    DATASET_FILE,
+    REJECTS_FILE,
+    REPORT_FILE,
+    REPORT_PAGE,
+    is_built,
+    read_description,
+)
 from fastattn.errors import DataError
 
 _OWN = {DATASET_FILE, REPORT_FILE, REPORT_PAGE, REJECTS_FILE}
@@ -26,8 +32,9 @@ WORK = "work"  # the working table and other files that are gone in the end
 def recover(output: Path) -> None:
     """Puts back a data set that was being replaced at the moment its build was killed."""
     before = _before(output)
-    if before.is_dir() and not output.exists():
-        before.rename(output)
+    with _looking_at(output):
+        if before.is_dir() and not output.exists():
+            before.rename(output)
 
 
 def _before(output: Path) -> Path:
@@ -37,6 +44,20 @@ def _before(output: Path) -> Path:
 
 def check_output(output: Path, overwrite: bool) -> None:
     """Raises a DataError unless a build may write there; writes nothing."""
+    with _looking_at(output):
+        _check_output(output, overwrite)
+
+
+@contextmanager
+def _looking_at(output: Path) -> Iterator[None]:
+    """Says what is wrong with a name that is too long, or a place that may not be looked at."""
+    try:
+        yield
+    except OSError as error:
+        raise _not_writable(output, error) from error
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise DataError(
             f"data build: output must be a folder; got {output}, which is something else. "
@@ -62,9 +83,19 @@ def check_output(output: Path, overwrite: bool) -> None:
         )
 
 
+def check_no_source_inside(output: Path, sources: Sequence[Path]) -> None:
+    """Raises a DataError if a file that is read lies in the folder that is to be replaced."""
+    folder = output.resolve()
+    for source in sources:
+        if output.is_dir() and source.resolve().parent == folder:
+            raise DataError(
+                f"data build: output must be another folder than that of a source; got {output}, "
+                f"whose {source.name} would be gone. Choose another with --output."
+            )
+
+
 def _own_names(output: Path) -> set[str]:
-    content = json.loads((output / DATASET_FILE).read_text(encoding="utf-8"))
-    return _OWN | set(content.get("files", {}).values())
+    return _OWN | set(read_description(output)["files"].values())
 
 
 @contextmanager
@@ -119,14 +150,14 @@ def _publish(folder: Path, output: Path) -> None:
         _to_disk(file)
     _to_disk(folder)
     before = _before(output)
-    if output.exists():
-        if before.exists():
-            shutil.rmtree(before)
-        output.rename(before)
+    if output.exists() and before.exists():
+        shutil.rmtree(before)
     try:
+        if output.exists():
+            output.rename(before)
         folder.rename(output)
-    except OSError:
-        if before.exists():
+    except BaseException:  # also an interruption
+        if before.exists() and not output.exists():
             before.rename(output)
         raise
     shutil.rmtree(before, ignore_errors=True)

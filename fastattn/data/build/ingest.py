@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from fastattn.data import sources as named_sources
 from fastattn.data.build.config import AUTO, BuildConfig
 from fastattn.data.build.encoding import detect_encoding, repair_row
+from fastattn.data.build.folder import check_no_source_inside
 from fastattn.data.build.progress import Progress
 from fastattn.data.build.store import Store
 from fastattn.data.built import is_built
@@ -79,7 +80,7 @@ def ingest(config: BuildConfig, store: Store, progress: Progress) -> Ingested:
 def _origins(config: BuildConfig, unread: list[str]) -> Iterator[_Origin]:
     """Yields what is to be read, and adds to ``unread`` what lies beside it."""
     files: list[SourceFile] = []
-    for source in config.sources:
+    for source in map(str, config.sources):
         split, _, rest = source.partition("=")
         if split in SPLIT_NAMES and rest:
             source = rest
@@ -88,7 +89,7 @@ def _origins(config: BuildConfig, unread: list[str]) -> Iterator[_Origin]:
         path = Path(source).expanduser()
         is_packaged = source == named_sources.PACKAGED_IMDB
         if is_packaged:
-            named_sources.check_one_meaning(source, config.output)
+            named_sources.check_one_meaning(source, str(config.output))
         is_hub_name = named_sources.is_hub_name(source)
         if split and (is_packaged or is_hub_name):
             raise DataError(
@@ -107,12 +108,24 @@ def _origins(config: BuildConfig, unread: list[str]) -> Iterator[_Origin]:
             unread += [] if is_built(path) else unread_files(path, found)
             files += found
     _check_file_options(config, files)
-    names = Counter(file.name for file in files)
+    check_no_source_inside(Path(config.output).expanduser(), [file.path for file in files])
+    for file in _told_apart(files):
+        yield _file_origin(file, config)
+
+
+def _told_apart(files: list[SourceFile]) -> list[SourceFile]:
+    """Names files of one name by as many of their folders as differ."""
+    named: dict[str, dict[Path, SourceFile]] = {}
     for file in files:
-        # Files of one name are told apart by their folders.
-        folder = file.path.absolute().parent.name
-        name = file.name if names[file.name] == 1 else f"{folder}/{file.name}"
-        yield _file_origin(file._replace(name=name), config)
+        named.setdefault(file.name, {})[file.path.absolute()] = file
+    names = {}
+    for name, alike in named.items():
+        depth = len(Path(name).parts)
+        while len({path.parts[-depth:] for path in alike}) < len(alike):
+            depth += 1
+        for path in alike:
+            names[path] = name if len(alike) == 1 else "/".join(path.parts[-depth:])
+    return [file._replace(name=names[file.path.absolute()]) for file in files]
 
 
 # Settings of how files are read: the kinds of files that they are about, and what to call these.
@@ -297,7 +310,7 @@ class _Reader:
         if column is None:
             return None
         value = record.fields.get(column)
-        if value is None or not str(value).strip():
+        if value is None or value != value or not str(value).strip():
             raise RowProblem(
                 "invalid",
                 f"a row must have a value in the group column {column!r}; got none",
@@ -395,7 +408,7 @@ def _stratum(config: BuildConfig, row: dict[str, Any]) -> str:
 def _is_plain(value: Any) -> bool:
     try:
         json.dumps(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return False
     return True
 

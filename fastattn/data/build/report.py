@@ -215,7 +215,7 @@ def _warnings(report: dict[str, Any], read: Ingested) -> list[str]:
             f"{near['pairs_with_different_labels']:,} pairs of near-duplicates have different "
             "labels."
         )
-    if near["largest_unit"] > 0.1 * report["rows_kept"]:
+    if near["largest_unit"] > max(1, 0.1 * report["rows_kept"]):
         warnings.append(
             f"{near['largest_unit']:,} rows hang together by groups or near-duplicates and had to "
             "go into one split."

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from fastattn.data.readers.record import Record
+from fastattn.data.readers.lines import printable_value, value_problem
+from fastattn.data.readers.record import BadRow, Record
 from fastattn.data.readers.sources import split_of
 
 
-def read_hub_sets(name: str, sets: Mapping[str, Any]) -> Iterator[tuple[str | None, Record]]:
+def read_hub_sets(
+    name: str, sets: Mapping[str, Any]
+) -> Iterator[tuple[str | None, Record | BadRow]]:
     """Yields (split, record) for each row of a ``datasets.DatasetDict``.
 
     Classes come with their names, which the data set's features hold; -1, the Hub's sign for "no
@@ -24,7 +27,11 @@ def read_hub_sets(name: str, sets: Mapping[str, Any]) -> Iterator[tuple[str | No
                 column: rename(fields[column]) if (rename := named.get(column)) else fields[column]
                 for column in fields
             }
-            yield split, Record(origin, number, row)
+            problem = value_problem(row)
+            if problem:
+                yield split, BadRow(origin, number, *problem, printable_value(row))
+            else:
+                yield split, Record(origin, number, row)
 
 
 def _namer(feature: Any) -> Callable[[Any], Any] | None:

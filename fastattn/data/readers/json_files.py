@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastattn.data.readers.lines import byte_problem, decoded_lines, printable
+from fastattn.data.readers.lines import (
+    byte_problem,
+    decoded_lines,
+    printable,
+    printable_value,
+    value_problem,
+)
 from fastattn.data.readers.record import (
     BadRow,
     ReadOptions,
@@ -30,28 +36,44 @@ def read_json_lines(path: Path, name: str, options: ReadOptions) -> Iterator[Rec
             yield BadRow(name, number, *problem, printable(line.rstrip("\r\n")))
             continue
         try:
-            fields = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+            fields = _parse(line)
+        except (ValueError, RecursionError) as error:
             rule = f"each line must be a JSON object; got {error}"
-            yield BadRow(name, number, rule, "Correct that line.", line.rstrip("\r\n"))
+            # The first line of an array that goes over many.
+            hint = "Rename the file to .json" if line.strip() == "[" else "Correct that line"
+            yield BadRow(name, number, rule, f"{hint}.", line.rstrip("\r\n"))
             continue
         yield _checked(name, number, fields)
+
+
+def _parse(text: str) -> Any:
+    """Reads JSON.
+
+    Raises:
+        ValueError: it is none, or an object in it has a name twice, of which one would be lost.
+        RecursionError: it is nested too deep.
+    """
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {shorten(twice)} twice in one object")
+    return fields
 
 
 def _checked(name: str, number: int, fields: Any) -> Record | BadRow:
     if not isinstance(fields, dict):
         rule = f"each row must be a JSON object; got {shorten(fields)}"
-        return BadRow(name, number, rule, f"Write it as {_EXAMPLE}.", fields)
+        return BadRow(name, number, rule, f"Write it as {_EXAMPLE}.", printable_value(fields))
     # Escapes such as \u0000 and \ud83d come to light here alone.
-    for value in fields.values():
-        problem = byte_problem(value, "utf-8") if isinstance(value, str) else None
-        if problem:
-            return BadRow(name, number, *problem, {k: _printable(v) for k, v in fields.items()})
+    problem = value_problem(fields)
+    if problem:
+        return BadRow(name, number, *problem, printable_value(fields))
     return Record(name, number, fields)
-
-
-def _printable(value: Any) -> Any:
-    return printable(value) if isinstance(value, str) else value
 
 
 def read_json(path: Path, name: str, options: ReadOptions) -> Iterator[Record | BadRow]:
@@ -70,13 +92,14 @@ def read_json(path: Path, name: str, options: ReadOptions) -> Iterator[Record | 
         lines.append(line)
     text = "".join(lines)
     try:
-        document = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        hint = (
-            "Rename it to .jsonl if each of its lines is a JSON object."
-            if text.lstrip().startswith("{") and "Extra data" in str(error)
-            else "Check that the file is whole."
-        )
+        document = _parse(text)
+    except (ValueError, RecursionError) as error:
+        if text.lstrip().startswith("{") and "Extra data" in str(error):
+            hint = "Rename it to .jsonl if each of its lines is a JSON object."
+        elif isinstance(error, json.JSONDecodeError):
+            hint = "Check that the file is whole."
+        else:
+            hint = "Correct it."
         raise DataError(f"data: {name} must be JSON; got {error}. {hint}") from error
     if isinstance(document, list):
         for number, fields in enumerate(document, start=1):
@@ -114,14 +137,19 @@ def _squad_rows(name: str, articles: list[Any]) -> Iterator[Record | BadRow]:
 def _squad_row(
     article: dict[str, Any], paragraph: dict[str, Any], question: dict[str, Any]
 ) -> dict[str, Any]:
-    answers = question.get("answers") or []
-    return {
+    row = {
         "id": question["id"],
         "title": article.get("title"),
         "context": paragraph["context"],
         "question": question["question"],
-        "answers": {
+    }
+    if "is_impossible" in question:
+        row["is_impossible"] = question["is_impossible"]
+    # Where neither is said, the task finds its answers missing.
+    if "answers" in question or question.get("is_impossible"):
+        answers = question.get("answers") or []
+        row["answers"] = {
             "text": [answer["text"] for answer in answers],
             "answer_start": [answer["answer_start"] for answer in answers],
-        },
-    }
+        }
+    return row

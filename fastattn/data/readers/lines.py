@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fastattn.data.readers.record import BadRow, ReadOptions, Record
 from fastattn.errors import DataError
@@ -53,13 +54,16 @@ def decoded_lines(path: Path, name: str, encoding: str) -> Iterator[str]:
 
 
 def check_encoding(encoding: str) -> None:
-    """Raises a DataError unless Python knows the encoding."""
+    """Raises a DataError unless Python knows the encoding, and text can be read with it."""
     try:
-        codecs.lookup(encoding)
-    except LookupError:
+        name = codecs.lookup(encoding).name
+        # Some of its codecs are none of text (hex), or have no sign for a wrong byte (idna).
+        if not name.startswith(("utf-16", "utf-32")):
+            b"a\xff".decode(encoding, "surrogateescape")
+    except (LookupError, ValueError):
         raise DataError(
-            f"data: encoding must be one that Python knows; got {encoding!r}. Use utf-8, cp1252, "
-            "latin-1 or another of its names with --encoding."
+            f"data: encoding must be one of text that Python knows; got {encoding!r}. Use utf-8, "
+            "cp1252, latin-1 or another of its names with --encoding."
         ) from None
 
 
@@ -108,6 +112,31 @@ def byte_problem(text: str, encoding: str) -> tuple[str, str] | None:
         f"a text must be {encoding.upper()}; got byte 0x{byte:02x}",
         "Save the file as UTF-8, or name its encoding with `fastattn data build --encoding`.",
     )
+
+
+def value_problem(value: Any) -> tuple[str, str] | None:
+    """Returns what is wrong with the characters of a value of JSON or Parquet, or of its parts."""
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            problem = byte_problem(part, "utf-8")
+            if problem:
+                return problem
+        elif isinstance(part, dict):
+            waiting += [*part, *part.values()]
+        elif isinstance(part, list):
+            waiting += part
+    return None
+
+
+def printable_value(value: Any) -> Any:
+    """Returns a value whose texts, and those of its parts, can be written as UTF-8."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable_value(name): printable_value(part) for name, part in value.items()}
+    return list(map(printable_value, value)) if isinstance(value, list) else value
 
 
 def read_lines(path: Path, name: str, options: ReadOptions) -> Iterator[Record | BadRow]:

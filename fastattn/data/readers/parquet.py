@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from fastattn.data.readers.lines import printable_value, value_problem
 from fastattn.data.readers.record import (
     NOTHING_REQUIRED,
     BadRow,
     ReadOptions,
     Record,
     check_columns,
+    check_different,
 )
 from fastattn.errors import DataError
 
@@ -23,7 +25,7 @@ def read_parquet(
     """Yields the rows.
 
     Raises:
-        DataError: it is no Parquet file, or lacks a column of ``required``.
+        DataError: it is no Parquet file, lacks a column of ``required``, or has one twice.
         ImportError: pyarrow is not installed.
     """
     try:
@@ -36,13 +38,19 @@ def read_parquet(
         ) from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            check_columns(name, file.schema_arrow.names, required)
+            columns = file.schema_arrow.names
+            check_different(name, columns, "Write the file again with a name for each column.")
+            check_columns(name, columns, required)
             number = 0
             for batch in file.iter_batches(batch_size=_BATCH):
                 for fields in batch.to_pylist():
                     number += 1
-                    yield Record(name, number, fields)
-    except (pyarrow.ArrowException, OSError) as error:
+                    problem = value_problem(fields)
+                    if problem:
+                        yield BadRow(name, number, *problem, printable_value(fields))
+                    else:
+                        yield Record(name, number, fields)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"data: {name} must be a Parquet file; got one that is not ({error}). "
             "Check that it is whole."

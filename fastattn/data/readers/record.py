@@ -86,6 +86,21 @@ def check_columns(
             raise DataError(f"data: {name} must have a column {column!r}; got none. {advice}")
 
 
+def check_different(name: str, columns: Sequence[str], hint: str) -> None:
+    """Raises a DataError if two columns of a table have one name, of which one would be lost.
+
+    Args:
+        name: of the file, for the message.
+        hint: what to do.
+    """
+    twice = [column for column in columns if column and columns.count(column) > 1]
+    if twice:
+        raise DataError(
+            f"data: the columns of {name} must have different names; got {twice[0]!r} "
+            f"{columns.count(twice[0])} times. {hint}"
+        )
+
+
 def shorten(value: Any, length: int = 80) -> str:
     """Returns a value for a message: quoted, and not longer than a line."""
     text = repr(value)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ SPLIT_NAMES = {
     "test": ("test",),
 }
 # What ends the names of the parts of a split, as the Hub has them: train-00000-of-00002.parquet.
-_PART = re.compile(r"-\d+-of-\d+$")
+_PART = re.compile(r"-(\d+)-of-(\d+)$")
 TABLES = (".csv", ".tsv", ".tab")
 JSON_LINES = (".jsonl", ".ndjson")
 CONLL = (".conll", ".iob", ".iob2", ".bio")
@@ -52,8 +53,8 @@ def find_files(source: str | Path, split: str | None = None) -> list[SourceFile]
         split: what all of it is, if the caller knows.
 
     Raises:
-        DataError: it is not there or may not be read, there is nothing in it to read, or the splits
-            are unclear.
+        DataError: it is not there or may not be read, there is nothing in it to read, the splits
+            are unclear or lack a part, or there are links that would be left out.
     """
     try:
         return _find(source, split)
@@ -86,18 +87,59 @@ def _find(source: str | Path, split: str | None) -> list[SourceFile]:
 
 
 def unread_files(source: str | Path, found: Sequence[SourceFile]) -> list[str]:
-    """Returns the names of files with rows that lie in a folder beside those that were found."""
+    """Returns the names of files with rows that lie in a folder, or in folders of it, unread."""
     path = Path(source).expanduser()
     read = {file.path for file in found}
-    entries = sorted(path.iterdir()) if path.is_dir() else []
-    return [
-        entry.name
-        for entry in entries
-        if entry not in read
-        and entry.is_file()
-        and _is_data(entry)
-        and not entry.name.startswith(".")
-    ]
+    below = (file for _, files in _walk(path) for file in files) if path.is_dir() else ()
+    return sorted(
+        file.relative_to(path).as_posix()
+        for file in below
+        if file not in read and file.is_file() and _is_data(file)
+    )
+
+
+def _walk(
+    folder: Path, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[list[Path], list[Path]]]:
+    """Yields the folders in a folder and its files, then those of its folders, but hidden ones."""
+    for place, folders, files in os.walk(folder, onerror=onerror):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        visible = [name for name in files if not name.startswith(".")]
+        yield [Path(place, name) for name in folders], [Path(place, name) for name in visible]
+
+
+def _all_texts(folder: Path) -> list[Path]:
+    """Returns the text files of a folder and of its folders, in their order.
+
+    Raises:
+        OSError: one of the folders may not be read.
+        DataError: there are links to folders or to nothing, which would be left out.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    texts: list[Path] = []
+    for folders, files in _walk(folder, refuse):
+        for inner in folders:
+            if inner.is_symlink():
+                raise DataError(
+                    f"data: a folder of texts must hold no link to a folder; got {inner}. Put the "
+                    "texts in its place."
+                )
+        _check_links(files)
+        texts += [file for file in files if file.suffix.lower() == ".txt" and file.is_file()]
+    return sorted(texts)
+
+
+def _check_links(files: Sequence[Path]) -> None:
+    """Raises a DataError if a file with rows is a link to nothing."""
+    for file in files:
+        if file.is_symlink() and not file.exists() and _is_data(file):
+            raise DataError(
+                f"data: a file must be there to be read; got {file}, a link to nothing. Put the "
+                "file in its place, or remove the link."
+            )
 
 
 def _check_suffix(path: Path) -> None:
@@ -110,6 +152,7 @@ def _check_suffix(path: Path) -> None:
 
 def _in_folder(folder: Path, name: str, split: str | None) -> Iterator[SourceFile]:
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    _check_links(entries)
     files = [entry for entry in entries if entry.is_file() and _is_data(entry)]
     tables = [file for file in files if file.suffix.lower() != ".txt"]
     named = [file for file in files if split_of(file.stem)]
@@ -118,12 +161,25 @@ def _in_folder(folder: Path, name: str, split: str | None) -> Iterator[SourceFil
     for file in named or tables:
         yield SourceFile(file, f"{name}/{file.name}", split or split_of(file.stem))
     if named or tables:
+        if split is None:
+            _check_no_split_beside((named or tables)[0], entries)
         return
     for file in files:
         yield SourceFile(file, f"{name}/{file.name}", split, whole_file=True)
     for entry in entries:
         if entry.is_dir():
             yield from _in_subfolder(entry, f"{name}/{entry.name}", split)
+
+
+def _check_no_split_beside(file: Path, entries: list[Path]) -> None:
+    """Raises a DataError where a folder is a split, and a file beside it is read instead."""
+    for entry in entries:
+        if entry.is_dir() and split_of(entry.name) and unread_files(entry, ()):
+            raise DataError(
+                f"data: the splits of {file.parent} must be files, or folders, but not both; got "
+                f"{file.name} and {entry.name}/. Put them on one level, or give them one by one, "
+                "as in `fastattn data build train=FILE test=FILE`."
+            )
 
 
 def _check_one_file_a_split(named: list[Path], folder: str) -> None:
@@ -138,6 +194,21 @@ def _check_one_file_a_split(named: list[Path], folder: str) -> None:
                 f"{', '.join(file.name for file in files)}. Leave one of them there, or number the "
                 f"parts of one, as in {split}-00000-of-00002.jsonl."
             )
+        _check_all_parts(split, files, folder)
+
+
+def _check_all_parts(split: str | None, files: list[Path], folder: str) -> None:
+    """Raises a DataError where a part of a split is not there."""
+    parts = [match for file in files if (match := _PART.search(file.stem))]
+    totals = {int(part[2]) for part in parts}
+    numbers = sorted(int(part[1]) for part in parts)
+    whole = [[*range(first, first + total)] for total in totals for first in (0, 1)]
+    if parts and (len(totals) > 1 or numbers not in whole):
+        raise DataError(
+            f"data: {folder} must hold all parts of its {split} split, each once; got "
+            f"{', '.join(file.name for file in files[:8])}. Add what is missing, or number anew "
+            "what is there."
+        )
 
 
 def _in_subfolder(folder: Path, name: str, split: str | None) -> Iterator[SourceFile]:
@@ -145,18 +216,21 @@ def _in_subfolder(folder: Path, name: str, split: str | None) -> Iterator[Source
     if own:
         yield from _in_folder(folder, name, own)
         return
-    for file in sorted(folder.rglob("*.txt")):
+    for file in _all_texts(folder):
         inner = file.relative_to(folder).as_posix()
-        if file.is_file() and not any(part.startswith(".") for part in Path(inner).parts):
-            yield SourceFile(file, f"{name}/{inner}", split, folder.name, whole_file=True)
+        yield SourceFile(file, f"{name}/{inner}", split, folder.name, whole_file=True)
 
 
-# What people put beside their texts.
-_NOT_ROWS = ("readme", "license", "licence", "notice", "dataset_info", "dataset")
+# What people and programs put beside rows.
+_NOT_ROWS = {
+    ".txt": ("readme", "license", "licence", "notice"),
+    ".json": ("dataset_info", "dataset"),
+}
 
 
 def _is_data(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES and file.stem.lower() not in _NOT_ROWS
+    suffix = file.suffix.lower()
+    return suffix in SUFFIXES and file.stem.lower() not in _NOT_ROWS.get(suffix, ())
 
 
 def _check_one_meaning(files: list[SourceFile], source: str | Path) -> None:

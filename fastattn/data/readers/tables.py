@@ -13,6 +13,7 @@ from fastattn.data.readers.record import (
     ReadOptions,
     Record,
     check_columns,
+    check_different,
 )
 from fastattn.errors import DataError
 
@@ -35,11 +36,14 @@ def read_table(
         DataError: there is no header, it names a column twice or lacks one, or a quote is
             not closed.
     """
-    delimiter = options.delimiter or _DELIMITERS[path.suffix.lower()]
+    delimiter = options.delimiter
+    if delimiter is None:
+        delimiter = _DELIMITERS[path.suffix.lower()]
     delimiter = "\t" if delimiter in _TABS else delimiter
-    if len(delimiter) != 1:
+    if len(delimiter) != 1 or delimiter in '"\r\n':
         raise DataError(
-            f"data: delimiter must be one character; got {delimiter!r}. Use --delimiter."
+            "data: delimiter must be one character, and neither a quote nor a line end; got "
+            f"{delimiter!r}. Use --delimiter."
         )
     rows = _Rows(path, name, options, delimiter)
     header = rows.header()
@@ -148,12 +152,7 @@ class _Rows:
 def _check_header(
     header: Sequence[str], name: str, delimiter: str, required: Mapping[str, str]
 ) -> None:
-    twice = [column for column in header if column and header.count(column) > 1]
-    if twice:
-        raise DataError(
-            f"data: the columns of {name} must have different names; got {twice[0]!r} "
-            f"{header.count(twice[0])} times. Rename all but one of them in its first row."
-        )
+    check_different(name, header, "Rename all but one of them in its first row.")
     other = [x for x in (",", "\t", ";", "|") if x != delimiter and x in header[0]]
     hint = (
         f"The first row seems to be separated by {other[0]!r}: name it with `fastattn data build "

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from fastattn.data.clean import text_key
+from fastattn.data.loading import notes_on_sets
 from fastattn.data.sources import Source, read_rows, unlabelled
 from fastattn.data.splits import Sizes, check_sizes, make_splits, remove_shared
 from fastattn.errors import DataError
@@ -96,6 +97,7 @@ def split_rows(
     remove_shared(kept)
     for name, count in _count_rows(kept).items():
         report[f"{name}_rows"]["also_held_out"] = before[name] - count
+    report["notes"] += notes_on_sets(kept)
     if not kept["train"]:
         raise DataError(
             f"data: {found.name} must hold rows to train on; got none that are not in its other "

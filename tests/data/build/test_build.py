@@ -94,6 +94,16 @@ def test_a_data_set_that_was_edited(built: Build) -> None:
     train.write_text("\n".join([*rows, '{"text": "x"}']), encoding="utf-8")
     with pytest.raises(DataError, match=r"train.jsonl, row 81: a row must have a field 'label'"):
         data.load(str(folder))
+    for damaged in ("{}", "[]"):
+        (folder / "report.json").write_text(damaged, encoding="utf-8")
+        with pytest.raises(DataError, match=r"report.json; got one that lacks parts. Build it"):
+            read_report(folder)
+    description = read_description(folder)
+    for lost in ("task", "label_names", "files"):
+        rest = {name: value for name, value in description.items() if name != lost}
+        (folder / "dataset.json").write_text(json.dumps(rest), encoding="utf-8")
+        with pytest.raises(DataError, match=r"dataset.json must be as the build wrote it; got one"):
+            data.load(str(folder))
     (folder / "report.json").unlink()
     with pytest.raises(DataError, match=r"must hold its report.json; got .* Build it again"):
         read_report(folder)
@@ -261,6 +271,27 @@ def test_a_row_that_is_none_of_the_task_stops_the_build(built: Build) -> None:
     assert built(rows, bad_rows="reject").reasons == [(41, "invalid")]
 
 
+@pytest.mark.parametrize("task", ["multilabel", "token-classification"])
+def test_no_label_at_all(built: Build, task: str) -> None:
+    rows: list[dict[str, Any]] = [{**row, "labels": []} for row in reviews(30)]
+    if task == "token-classification":
+        words = [x["text"].split() for x in rows]
+        rows = [{"tokens": tokens, "tags": ["O"] * len(tokens)} for tokens in words]
+    with pytest.raises(DataError, match=r"a row must have a label.*; got none in all 30 rows"):
+        built(rows, task=task)
+
+
+def test_a_surrogate_within_a_value_is_a_bad_row(built: Build, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", reviews(30))
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"text": "a b", "label": null, "more": {"\\ud83d": ["\\ud83d"]}}\n')
+    with pytest.raises(DataError, match=r"a.jsonl, row 31: .* half of a surrogate.* --bad-rows"):
+        built([str(path)])
+    (reject,) = built([str(path)], bad_rows="reject").rejects
+    assert reject["reason"] == "unreadable"
+    assert reject["content"]["more"] == {"\\ud83d": ["\\ud83d"]}
+
+
 def test_nothing_that_can_be_used(built: Build) -> None:
     rows = [{"text": "", "label": "a"}, {"text": "x", "label": ""}]
     message = (
@@ -341,8 +372,12 @@ def test_groups_stay_together(built: Build) -> None:
     result = built(rows, group_column="author", test_size=0.2)
     authors = [{author[text] for text in texts(result, split)} for split in SPLITS]
     assert all(authors) and len(set().union(*authors)) == sum(map(len, authors)) == 25
-    with pytest.raises(DataError, match=r"row 101: a row must have a value in the group column"):
-        built([*rows, {"text": "nobody wrote this", "label": "bad"}], "o", group_column="author")
+    for nobody in ({}, {"author": " "}, {"author": float("nan")}):
+        extra = {"text": "nobody wrote this", "label": "bad", **nobody}
+        with pytest.raises(DataError, match=r"row 101: a row must have a value in the group colum"):
+            built([*rows, extra], "o", group_column="author")
+    with pytest.raises(DataError, match=r"validation split must hold a row.*smaller groups"):
+        built([{**row, "author": 1} for row in rows], "o", group_column="author")
 
 
 def test_balanced_and_augmented_training_rows(built: Build) -> None:
@@ -451,6 +486,29 @@ def test_files_of_one_name_are_told_apart(built: Build, tmp_path: Path) -> None:
     ]
     assert result.rejects[0]["file"] == "b/part.jsonl"
     assert result.rejects[0]["detail"] == "same as row 1 of a/part.jsonl"
+
+
+def test_files_of_folders_of_one_name_are_told_apart(built: Build, tmp_path: Path) -> None:
+    rows = reviews(60)
+    paths = [tmp_path / year / "en/part.jsonl" for year in ("2023", "2024")]
+    for path, part in zip(paths, (rows[:30], rows[30:]), strict=True):
+        path.parent.mkdir(parents=True)
+        write_lines(path, part)
+    # The same file twice has the same name twice: all its rows are duplicates.
+    result = built([str(path) for path in (*paths, paths[0])])
+    names = [source["name"] for source in result.description["sources"]]
+    assert names == ["2023/en/part.jsonl", "2024/en/part.jsonl", "2023/en/part.jsonl"]
+    assert {reason for _, reason in result.reasons} == {"duplicate"} and len(result.rejects) == 30
+
+
+def test_few_rows_do_not_hang_together(built: Build) -> None:
+    assert not any("hang together" in x for x in built(reviews(6)).report["warnings"])
+
+
+def test_paths_are_as_good_as_their_names(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", reviews(30))
+    build(BuildConfig([source], tmp_path / "out", suspects="off", progress=False))
+    assert read_description(tmp_path / "out")["sources"][0]["name"] == "a.jsonl"
 
 
 def test_a_source_that_is_packaged_data_and_a_folder_is_refused(

@@ -50,6 +50,44 @@ def test_a_data_set_is_replaced_when_asked_for(built: Build, tmp_path: Path) -> 
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "out"}
 
 
+def test_a_source_is_not_replaced(built: Build, tmp_path: Path) -> None:
+    built(reviews(40))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for source in ("out", "out/train.jsonl", "link/train.jsonl"):
+        message = r"must be another folder than that of a source; got .*, whose .*jsonl would be go"
+        with pytest.raises(DataError, match=message):
+            built([str(tmp_path / source)], overwrite=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize("moment", [0, 1])
+def test_an_interruption_while_a_data_set_is_replaced(
+    built: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    before = built(reviews(40)).files()
+    renames = []
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        renames.append(target)
+        if len(renames) - 1 == moment:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        built(reviews(50), overwrite=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "out"}
+
+
+def test_a_name_that_is_too_long(built: Build) -> None:
+    message = r"output must be a folder that can be written to; got .*xxx \(File name too long\)"
+    with pytest.raises(DataError, match=message):
+        built(reviews(40), "x" * 300)
+
+
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A build of out that is reading its rows."""

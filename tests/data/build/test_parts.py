@@ -31,6 +31,9 @@ JAPANESE = "日本語のテキストです。とても良い映画でした。\n
         ("naïve\n".encode("utf-16"), "utf-8"),  # its mark says what it is
         (b"text\n" + JAPANESE.encode("shift_jis") * 3, "cp932"),
         (RUSSIAN.encode("cp1251"), "cp1251"),
+        # Without a mark, of which the reader says what to do.
+        ("text\n日本語のテキスト\n".encode("utf-16-le"), "utf-8"),
+        ("日本語のテキスト\n日本語\n".encode("utf-16-be"), "utf-8"),
     ],
 )
 def test_encodings_without_doubt(tmp_path: Path, content: bytes, encoding: str) -> None:
@@ -226,7 +229,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
         {"columns": {"tokens": "x"}},
         r"column must name one of the columns text, label of .*'tokens'",
     ),
-    ({"encoding": "utf8000"}, r"encoding must be one that Python knows"),
+    ({"encoding": "utf8000"}, r"encoding must be one of text that Python knows"),
     (
         {"task": "masked-lm", "balance": "upsample"},
         r"balance must be left out unless the task is classif",
@@ -250,6 +253,14 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"task": "masked-lm", "suspects": "drop"}, r"suspects must be left out unless the task is"),
     ({"similarity": 0.9, "near_duplicates": "keep"}, r"similarity must be left out where near_dup"),
     ({"sources": ["a", "b"], "data_config": "x"}, r"data_config must be given with one source"),
+    ({"sources": "a.csv"}, r"sources must be a list of names; got 'a.csv'. Put it into a list"),
+    ({"sources": Path("a.csv")}, r"sources must be a list of names; got 'a.csv'"),
+    ({"label_columns": "ab", "task": "multilabel"}, r"label_columns must be a list .*; got 'ab'"),
+    ({"similarity": "high"}, r"similarity must be between 0.5 and 1; got 'high'"),
+    ({"output": " "}, r"output must be the name of a folder; got ' '"),
+    ({"delimiter": ""}, r'delimiter must be one character or "tab", and neither a quote nor'),
+    ({"delimiter": '"'}, r"delimiter must be one character"),
+    ({"encoding": "hex"}, r"encoding must be one of text that Python knows; got 'hex'"),
     ({"sources": [" "]}, r"sources must name at least one file.*; got an empty name"),
 ]
 

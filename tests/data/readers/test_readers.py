@@ -68,8 +68,9 @@ def test_encodings(tmp_path: Path, encoding: str, name: str) -> None:
 def test_an_unknown_encoding(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("x", encoding="utf-8")
-    with pytest.raises(DataError, match=r"encoding must be one that Python knows; got 'utf8000'"):
-        rows_of(path, encoding="utf8000")
+    for encoding in ("utf8000", "", "hex", "idna", "undefined"):
+        with pytest.raises(DataError, match=r"encoding must be one of text that Python knows; got"):
+            rows_of(path, encoding=encoding)
 
 
 def test_delimiter_and_quotes_can_be_chosen(tmp_path: Path) -> None:
@@ -79,8 +80,9 @@ def test_delimiter_and_quotes_can_be_chosen(tmp_path: Path) -> None:
     path.write_text("text\tlabel\na\t1\n", encoding="utf-8")
     for tab in ("\t", "\\t", "tab"):
         assert rows_of(path, delimiter=tab) == [(2, {"text": "a", "label": "1"})]
-    with pytest.raises(DataError, match=r"delimiter must be one character; got '::'"):
-        rows_of(path, delimiter="::")
+    for bad in ("::", "", '"', "\n"):
+        with pytest.raises(DataError, match=r"delimiter must be one character, and .*; got '"):
+            rows_of(path, delimiter=bad)
 
 
 def test_columns_without_a_name_are_left_out(tmp_path: Path) -> None:
@@ -113,6 +115,16 @@ BAD_FILES = {
     "broken.jsonl": (b'{"text": "a"}\n{"text": \n', r"broken.jsonl, row 2: each line must be a "
                      r"JSON object; got Expecting value.*Correct that line"),
     "list.jsonl": (b"[1, 2]\n", r"list.jsonl, row 1: each row must be a JSON object; got \[1, 2\]"),
+    "part.jsonl": (b'{"tokens": ["a", "\\ud83d"]}\n', r"part.jsonl, row 1: .* half of a surrogate"),
+    "name.jsonl": (b'{"text": "a", "\\ud83d": 1}\n', r"name.jsonl, row 1: .* half of a surrogate"),
+    "zero.jsonl": (b'{"a": {"b": ["x\\u0000"]}}\n', r"zero.jsonl, row 1: a text must hold no NUL"),
+    "twice.jsonl": (b'{"text": "a", "text": "b"}\n', r"twice.jsonl, row 1: each line must be a "
+                    r"JSON object; got the name 'text' twice in one object. Correct that line"),
+    "digits.jsonl": (b'{"label": ' + b"1" * 5000 + b"}\n", r"digits.jsonl, row 1: .*Exceeds the "
+                     r"limit"),
+    "array.jsonl": (b'[\n{"text": "a"}\n]', r"array.jsonl, row 1: .* Rename the file to .json"),
+    "twice.json": (b'[{"a": 1, "a": 2}]', r"twice.json must be JSON; got the name 'a' twice in one "
+                   r"object. Correct it"),
     "half.jsonl": (b'{"text": "\\ud83d"}\n', r"half.jsonl, row 1: .* half of a surrogate pair"),
     "deep.jsonl": (b"[" * 100_000 + b"\n", r"deep.jsonl, row 1: each line must be a JSON object"),
     "latin.json": (b'[\n"\xe9"]', r"latin.json, row 2: a text must be UTF-8; got byte 0xe9"),
@@ -139,6 +151,38 @@ def test_a_parquet_file_must_have_the_columns(tmp_path: Path) -> None:
     pd.DataFrame({"body": ["a"]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a.parquet must have a column 'text'; .* are: body. Name"):
         list(read_rows(tmp_path / "a.parquet", required=TEXT))
+
+
+def test_a_parquet_file_must_have_different_columns(tmp_path: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    arrays = [pa.array(["a"]), pa.array(["0"]), pa.array(["1"])]
+    table = pa.Table.from_arrays(arrays, names=["text", "label", "label"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a.parquet must have different names; got 'label' 2 time"):
+        list(read_rows(tmp_path / "a.parquet"))
+
+
+def test_characters_of_parquet_are_those_of_other_files(tmp_path: Path) -> None:
+    """What a build takes it must be able to write, and others to read again."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"text": ["a", "b\0"], "tags": [["x"], ["y"]]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    rows = list(read_any_rows(SourceFile(tmp_path / "a.parquet", "a.parquet")))
+    assert [type(row) for row in rows] == [Record, BadRow]
+    assert rows[1].row == 2 and "NUL" in rows[1].error().args[0]
+    raw = pa.array([b"caf\xe9"]).cast(pa.binary())
+    strings = pa.Array.from_buffers(pa.string(), 1, raw.buffers())
+    parquet.write_table(pa.table({"text": strings}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"b.parquet must be a Parquet file; got .*byte 0xe9"):
+        list(read_rows(tmp_path / "b.parquet"))
+
+
+def test_what_is_left_of_a_bad_row_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": [{"\\ud83d": "\\ud83d"}], "b": 1}\n["\\ud83d"]\n', encoding="utf-8")
+    rows = list(read_any_rows(SourceFile(path, "a.jsonl")))
+    contents = [row.content for row in rows if isinstance(row, BadRow)]
+    assert contents == [{"a": [{"\\ud83d": "\\ud83d"}], "b": 1}, ["\\ud83d"]]
 
 
 def test_bad_rows_do_not_end_the_file(tmp_path: Path) -> None:
@@ -239,9 +283,13 @@ def test_squad(tmp_path: Path) -> None:
         },
     )
     assert second[1]["answers"] == {"text": [], "answer_start": []}
+    paragraph["qas"] = [{"id": "3", "question": "Why?"}]
+    path.write_text(json.dumps(document), encoding="utf-8")
+    # Who has taken the answers away has not said that there are none.
+    assert "answers" not in rows_of(path, task="question-answering")[0][1]
     paragraph["qas"] = ["Who?"]
     path.write_text(json.dumps(document), encoding="utf-8")
-    with pytest.raises(DataError, match=r"as SQuAD; got AttributeError .* in article 0, after"):
+    with pytest.raises(DataError, match=r"as SQuAD; got TypeError .* in article 0, after"):
         rows_of(path, task="question-answering")
     paragraph["qas"] = [question]
     del question["question"]
