@@ -152,7 +152,8 @@ def attention(
         generator: source of the dropout seed. Default: torch's generator of the device, so
             ``torch.manual_seed`` governs it.
         return_lse: also return the log of the softmax's denominator.
-        backend: "cpu" or "reference"; None chooses the fastest that serves the call.
+        backend: "cpu", "cuda", "triton", "cuda-hopper" (an H100's or H200's own kernels, which are
+            not chosen unasked) or "reference"; None chooses among those that serve the call.
             :func:`fastattn.explain` says which and why.
 
     Returns:
