@@ -164,6 +164,8 @@ def attention(
     Raises:
         ValueError, TypeError: an argument breaks its rule; the message says which.
         BackendError: no backend, or not the one asked for, serves the call.
+        NotImplementedError: a gradient of a gradient, or a forward-mode derivative, through a fused
+            kernel.
 
     Products are taken in the dtype of q, softmax and sums in float32 (float64 for float64). The
     result is deterministic, forward and backward.

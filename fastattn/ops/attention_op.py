@@ -24,7 +24,7 @@ from torch.overrides import has_torch_function
 from fastattn import backends
 from fastattn.backends import cpu
 from fastattn.ops.functorch import is_transforming, transformable
-from fastattn.ops.tangents import refuse_tangents
+from fastattn.ops.tangents import no_double_backward, refuse_tangents
 from fastattn.reference import statistics_dtype
 
 if TYPE_CHECKING:
@@ -397,12 +397,6 @@ class _EagerAttention(torch.autograd.Function):
 _apply_eager_attention: Any = super(torch.autograd.Function, _EagerAttention).apply
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
-    raise NotImplementedError(
-        "attention: the gradient of a gradient must be taken on the reference backend; got one "
-        'through a fused kernel. Call attention(..., backend="reference").'
-    )
-
-
+_no_double_backward = no_double_backward("attention")
 torch.library.register_autograd("fastattn::attention_bwd", _no_double_backward)
 _bwd_op = transformable(torch.ops.fastattn.attention_bwd, _no_double_backward)

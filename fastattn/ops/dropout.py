@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastattn import backends
 from fastattn import dropout as rule
 from fastattn.ops import hidden_checks as checks
 from fastattn.ops.functorch import transformable
@@ -68,7 +69,7 @@ torch.library.define(
 @torch.library.impl("fastattn::hidden_dropout", "default")
 def _hidden_dropout(x: Tensor, seed: Tensor, dropout_p: float, backend: str = "cpu") -> Tensor:
     out = x.new_empty(x.shape)
-    checks.kernels(backend).hidden_dropout(out, x, seed, dropout_p)
+    backends.get(backend).hidden_dropout(out, x, seed, dropout_p)
     return out
 
 

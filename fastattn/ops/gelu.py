@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastattn import backends
 from fastattn.ops import hidden_checks as checks
 from fastattn.ops.functorch import transformable
-from fastattn.ops.tangents import refuse_tangents
+from fastattn.ops.tangents import no_double_backward, refuse_tangents
 from fastattn.reference import statistics_dtype
 
 OP = "bias_gelu"
@@ -72,7 +73,7 @@ def _empty_grads(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
 @torch.library.impl("fastattn::gelu_fwd", "default")
 def _gelu_fwd(x: Tensor, bias: Tensor | None, backend: str = "cpu") -> Tensor:
     out = x.new_empty(x.shape)
-    checks.kernels(backend).gelu_fwd(out, x, bias)
+    backends.get(backend).gelu_fwd(out, x, bias)
     return out
 
 
@@ -86,7 +87,7 @@ def _gelu_bwd(
     dout: Tensor, x: Tensor, bias: Tensor | None, backend: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
     dx, dbias = _empty_grads(x, bias)
-    checks.kernels(backend).gelu_bwd(dx, None if bias is None else dbias, dout, x, bias)
+    backends.get(backend).gelu_bwd(dx, None if bias is None else dbias, dout, x, bias)
     return dx, dbias
 
 
@@ -112,12 +113,6 @@ torch.library.register_autograd("fastattn::gelu_fwd", _backward, setup_context=_
 _fwd_op = transformable(torch.ops.fastattn.gelu_fwd, _backward, _setup_context)
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
-    raise NotImplementedError(
-        f"{OP}: the gradient of a gradient must be taken on the reference backend; got one "
-        f'through a fused kernel. Call {OP}(..., backend="reference").'
-    )
-
-
+_no_double_backward = no_double_backward(OP)
 torch.library.register_autograd("fastattn::gelu_bwd", _no_double_backward)
 _bwd_op = transformable(torch.ops.fastattn.gelu_bwd, _no_double_backward)

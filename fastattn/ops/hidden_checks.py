@@ -6,18 +6,15 @@ Each message has one form: operation, argument, rule, the value got, what to do.
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastattn import backends
 from fastattn.backends import HiddenCall, triton
 from fastattn.errors import BackendError
-from fastattn.ops.checks import wrong_layout
+from fastattn.ops.checks import DTYPES, wrong_layout
 
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-REFERENCE = "reference"
+REFERENCE = backends.REFERENCE
 
 
 def check_floating(op: str, name: str, value: object) -> None:
@@ -127,8 +124,3 @@ def _unsupported_reasons(name: str, call: HiddenCall) -> list[str]:
     unavailable = backend.unavailable_reason()
     reasons: list[str] = backend.hidden_reasons(call) if unavailable is None else [unavailable]
     return reasons
-
-
-def kernels(name: str) -> Any:
-    """Returns a fused backend."""
-    return backends.get(name)

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastattn import dropout
+from fastattn import backends, dropout
 from fastattn.ops import hidden_checks as checks
 from fastattn.ops.functorch import transformable
-from fastattn.ops.tangents import refuse_tangents
+from fastattn.ops.tangents import no_double_backward, refuse_tangents
 from fastattn.reference import statistics_dtype
 
 OP = "dropout_add_layer_norm"
@@ -183,7 +183,7 @@ def _layer_norm_fwd(
     backend: str = "cpu",
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, mean, rstd = _empty_outputs(residual, weight)
-    checks.kernels(backend).layer_norm_fwd(
+    backends.get(backend).layer_norm_fwd(
         out, mean, rstd, x, residual, weight, bias, x_bias, seed, eps, dropout_p
     )
     return out, mean, rstd
@@ -211,7 +211,7 @@ def _layer_norm_bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grads = _empty_grads(x, residual, weight, x_bias, seed)
     dx, dresidual, dweight, dbias, dx_bias = grads
-    checks.kernels(backend).layer_norm_bwd(
+    backends.get(backend).layer_norm_bwd(
         None if _one_gradient(x, residual, seed) else dx,
         dresidual,
         dweight,
@@ -269,12 +269,6 @@ torch.library.register_autograd("fastattn::layer_norm_fwd", _backward, setup_con
 _fwd_op = transformable(torch.ops.fastattn.layer_norm_fwd, _backward, _setup_context)
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
-    raise NotImplementedError(
-        f"{OP}: the gradient of a gradient must be taken on the reference backend; got one "
-        f'through a fused kernel. Call {OP}(..., backend="reference").'
-    )
-
-
+_no_double_backward = no_double_backward(OP)
 torch.library.register_autograd("fastattn::layer_norm_bwd", _no_double_backward)
 _bwd_op = transformable(torch.ops.fastattn.layer_norm_bwd, _no_double_backward)
