@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastattn.ops.padding import row_places
+
 
 def apply_rotary(
     x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, positions: Tensor
@@ -85,11 +87,10 @@ def apply_rotary_emb(
         positions = torch.arange(x.shape[1], device=x.device) + offsets.reshape(-1, 1)
         out = apply_rotary(x, cos, sin, interleaved, positions.expand(x.shape[:2]))
     else:
-        row = torch.arange(len(x), device=x.device)
-        sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), row, right=True)
-        sequence = sequence.clamp(max=max(len(cu_seqlens) - 2, 0))
-        positions = row - cu_seqlens[sequence]
-        positions = positions + (offsets if offsets.ndim == 0 else offsets[sequence])
+        sequence, positions = row_places(cu_seqlens, len(x))
+        if offsets.ndim > 0:
+            offsets = offsets[sequence.clamp(max=len(offsets) - 1)]
+        positions = positions + offsets
         # Rows behind the last sequence belong to none: turn them by some angle of the table.
         positions = positions.clamp(max=len(cos) - 1)
         out = apply_rotary(x[None], cos, sin, interleaved, positions[None])[0]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastattn import dropout
-from fastattn.ops.attention import attention
+from fastattn.ops.attention import attention, autocast
 from fastattn.ops.checks import check_window
 from fastattn.ops.padding import PackedLayout, gather_rows, pad_input, sequence_slots
 from fastattn.ops.probabilities import attention_probabilities
@@ -30,7 +30,7 @@ def attention_and_weights(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tu
     Returns:
         out, and (batch, num_heads, seqlen_q, seqlen_k).
     """
-    q, k, v = _autocast(q, k, v)
+    q, k, v = autocast(q, k, v)  # as attention does: the weights come from the same numbers
     seed = _next_seed(q.device) if options.get("dropout_p") else None
     _, lse = attention(q, k, v, return_lse=True, **options)
     weights = _weights(q, k, lse, seed, options)
@@ -51,7 +51,7 @@ def attention_and_weights_of_packed(
     Returns:
         out, and (batch, num_heads, seqlen, seqlen), zero wherever there is padding.
     """
-    q, k, v = _autocast(q, k, v)
+    q, k, v = autocast(q, k, v)  # as attention does: the weights come from the same numbers
     seed = _next_seed(q.device) if options.get("dropout_p") else None
     _, lse = attention(
         q,
@@ -110,15 +110,6 @@ def _weights(
         dropout_p=options.get("dropout_p", 0.0),
         seed=seed,
     )
-
-
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Casts as attention does, so that the weights come from the same numbers."""
-    device_type = tensors[0].device.type
-    if not torch.is_autocast_enabled(device_type):
-        return tensors
-    dtype = torch.get_autocast_dtype(device_type)
-    return tuple(x.to(dtype) if x.dtype == torch.float32 else x for x in tensors)
 
 
 def _next_seed(device: torch.device) -> Tensor:
