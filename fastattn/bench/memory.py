@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import fastattn
 from fastattn.bench.cases import (
     BERT_CASES,
     AttentionCase,
@@ -109,7 +110,7 @@ def _prepared(
     once is not the operation's.
     """
     if isinstance(case, MemoryCase):
-        dtype = "float32" if device == "cpu" else "float16"
+        dtype = _dtype(device)
         sizes = (case.num_heads, case.seqlen, case.head_dim)
         _attention(AttentionCase(case.name, 1, 1, 64, case.head_dim, dtype), name, device)()
         return _attention(AttentionCase(case.name, case.batch_size, *sizes, dtype), name, device)
@@ -122,7 +123,7 @@ def _attention(case: AttentionCase, name: str, device: str) -> Callable[[], obje
 
     problem = make_problem(case, device)
     if name == "fastattn":
-        implementation = next(iter(peers.ours(problem).values()))
+        implementation = next(iter(peers.serving(problem)[0].values()))
     else:
         implementation = peers.make_peer(name, problem)
     return implementation.passes(problem)["forward_backward"]
@@ -134,7 +135,9 @@ def _step(case: StepMemoryCase, name: str, device: str) -> Callable[[], object]:
 
     (bert_case,) = choose(BERT_CASES, [case.bert])
     model = bert.load_model(bert_case).to(device)
-    runner = bert.runners(bert_case, {name: model})[name]
+    if name == "fastattn":
+        fastattn.patch(model)
+    runner = bert.Runner(model, bert_case)
     (pair,) = bert.draw_batches(bert_case, 1)
     batch = bert.to_device(pair.ours if name == "fastattn" else pair.stock, device)
     short = {key: value[:2, :8] if value.dim() == 2 else value[:2] for key, value in batch.items()}
@@ -181,7 +184,7 @@ def run(
             results.append({**dataclasses.asdict(case), **compare_steps(case, device)})
         else:
             verified = verify(case, device)
-            described = dataclasses.asdict(case) | {"dtype": "float32", "verified": verified}
+            described = dataclasses.asdict(case) | {"dtype": _dtype(device), "verified": verified}
             results.append({**described, **compare(case, device)})
     return {"cases": results}
 
@@ -191,13 +194,15 @@ def verify(case: MemoryCase, device: str = "cpu") -> dict[str, Any]:
     from fastattn.bench import attention, peers
     from fastattn.bench.problem import make_problem, samples
 
-    dtype = "float32" if device == "cpu" else "float16"
-    one_head = AttentionCase(case.name, 1, 1, case.seqlen, case.head_dim, dtype)
+    one_head = AttentionCase(case.name, 1, 1, case.seqlen, case.head_dim, _dtype(device))
     problem = make_problem(one_head, device)
     found = list(samples(problem))
-    return {
-        name: attention.verify(name, x, problem, found) for name, x in peers.ours(problem).items()
-    }
+    ours, _ = peers.serving(problem)
+    return {name: attention.verify(name, x, problem, found) for name, x in ours.items()}
+
+
+def _dtype(device: str) -> str:
+    return "float32" if device == "cpu" else "float16"
 
 
 def _status_bytes(field: str) -> int:
