@@ -48,7 +48,7 @@ def dropout(
     if dropout_p == 0.0:
         return x
     seed = rule.draw_seed(x.device, generator)
-    if chosen == checks.REFERENCE:
+    if chosen == backends.REFERENCE:
         return reference(x, seed, dropout_p)
     refuse_tangents(OP, x)
     return _op(x, seed, float(dropout_p), chosen)

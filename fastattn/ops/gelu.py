@@ -45,7 +45,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, backend: str | None = No
         checks.check_vector(OP, "bias", bias, x)
         bias = bias.to(statistics_dtype(x.dtype))
     chosen = checks.choose_backend(OP, x, backend)
-    if chosen == checks.REFERENCE:
+    if chosen == backends.REFERENCE:
         return reference(x, bias)
     refuse_tangents(OP, x, bias)
     return _fwd_op(x, bias, chosen)

@@ -10,11 +10,8 @@ import math
 from torch import Tensor
 
 from fastattn import backends
-from fastattn.backends import HiddenCall, triton
-from fastattn.errors import BackendError
+from fastattn.backends import HiddenCall
 from fastattn.ops.checks import DTYPES, wrong_layout
-
-REFERENCE = backends.REFERENCE
 
 
 def check_floating(op: str, name: str, value: object) -> None:
@@ -87,40 +84,10 @@ def choose_backend(op: str, x: Tensor, backend: str | None) -> str:
         ValueError: there is no backend of that name.
         BackendError: it cannot serve the call; the message says why.
     """
-    call = HiddenCall(op, x.device.type, x.dtype, x.shape[-1])
-    if backend is None:
-        return _first_choice(call)
-    if backend == REFERENCE:
-        return REFERENCE
-    if backend not in backends.NAMES:
-        known = ", ".join(f'"{name}"' for name in backends.NAMES[:-1])
-        raise ValueError(f'{op}: backend must be None, {known} or "{REFERENCE}"; got {backend!r}.')
-    reasons = _unsupported_reasons(backend, call)
-    if reasons:
-        raise BackendError(
-            f'{op}: backend "{backend}" cannot serve this call: {"; ".join(reasons)}. '
-            "Leave backend=None to let fastattn choose one that can."
-        )
-    return backend
+    return backends.select(HiddenCall(op, x.device.type, x.dtype, x.shape[-1]), backend)
 
 
 def is_fused(op: str, x: Tensor, hidden_size: int) -> bool:
     """Whether there are kernels for an operator on tensors like x with so many columns."""
-    return _first_choice(HiddenCall(op, x.device.type, x.dtype, hidden_size)) != REFERENCE
-
-
-def _first_choice(call: HiddenCall) -> str:
-    for name in backends.fused_order(call):
-        # Triton's interpreter serves tests, which ask for it.
-        slow = name == triton.NAME and triton.INTERPRETED
-        if not slow and not _unsupported_reasons(name, call):
-            return name
-    return REFERENCE
-
-
-def _unsupported_reasons(name: str, call: HiddenCall) -> list[str]:
-    """Returns why a fused backend cannot serve the call; nothing if it can."""
-    backend = backends.get(name)
-    unavailable = backend.unavailable_reason()
-    reasons: list[str] = backend.hidden_reasons(call) if unavailable is None else [unavailable]
-    return reasons
+    call = HiddenCall(op, x.device.type, x.dtype, hidden_size)
+    return backends.select(call) != backends.REFERENCE

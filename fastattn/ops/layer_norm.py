@@ -73,7 +73,7 @@ def dropout_add_layer_norm(
     chosen = checks.choose_backend(OP, x, backend)
     seed = dropout.draw_seed(x.device, generator) if dropout_p > 0.0 else None
     options = (x, residual, weight, bias, x_bias, seed, float(eps), float(dropout_p))
-    if chosen == checks.REFERENCE:
+    if chosen == backends.REFERENCE:
         return reference(*options)
     refuse_tangents(OP, x, residual, weight, bias, x_bias)
     return _fwd_op(*options, chosen)[0]
