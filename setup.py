@@ -37,8 +37,8 @@ EMULATOR = os.environ.get("FASTATTN_EMULATOR", "0") not in ("", "0")
 CUDA_ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 NO_COMPILER = """
-fastattn: the native module needs a C++17 compiler; found none ({tried}).
-Install one (Debian or Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), or set CXX to
+fastattn: the native module needs g++ 11 or newer; found none ({tried}).
+Install it (Debian or Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), or set CXX to
 yours, or set FASTATTN_SKIP_NATIVE=1 to install without the native module (reference backend only,
 slow).
 """
@@ -159,7 +159,7 @@ def output(*command: str) -> str:
 
 def find_compiler() -> str:
     """The C++ compiler that CMake will be told to use; exits with advice if there is none."""
-    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++"]
     for candidate in candidates:
         if shutil.which(shlex.split(candidate)[0]):
             return candidate

@@ -5,7 +5,6 @@ python examples/03_finetune_imdb.py --train-size 64 --test-size 32 --output runs
 """
 
 import argparse
-from dataclasses import replace
 
 from transformers import pipeline
 
@@ -21,10 +20,9 @@ def main() -> None:
     parser.add_argument("--test-size", type=int)
     parser.add_argument("--max-length", type=int)
     parser.add_argument("--overwrite", action="store_true")
-    given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    given = vars(parser.parse_args())
 
-    config = replace(FinetuneConfig(compare_steps=0), **given)
-    result = finetune(config)
+    result = finetune(FinetuneConfig(compare_steps=0, **given))
     print(f"accuracy {result.metrics['test_accuracy']:.3f}")
 
     # The checkpoint is an ordinary one: this is plain Transformers.

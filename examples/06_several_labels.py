@@ -5,7 +5,6 @@ python examples/06_several_labels.py --data posts.csv --label-columns rude,insul
 """
 
 import argparse
-from dataclasses import replace
 
 from transformers import pipeline
 
@@ -21,9 +20,9 @@ def main() -> None:
     parser.add_argument("--test-size", type=int)
     parser.add_argument("--validation-size", type=int)
     parser.add_argument("--overwrite", action="store_true")
-    given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    given = vars(parser.parse_args())
 
-    config = replace(FinetuneConfig(task="multilabel", compare_steps=0), **given)
+    config = FinetuneConfig(task="multilabel", compare_steps=0, **given)
     result = finetune(config)
     print(f"micro F1 {result.metrics['test_micro_f1']:.3f}")
 

@@ -5,7 +5,6 @@ python examples/07_named_entities.py --data mine.conll      # a word and its tag
 """
 
 import argparse
-from dataclasses import replace
 
 from transformers import pipeline
 
@@ -20,10 +19,9 @@ def main() -> None:
     parser.add_argument("--test-size", type=int)
     parser.add_argument("--validation-size", type=int)
     parser.add_argument("--overwrite", action="store_true")
-    given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    given = vars(parser.parse_args())
 
-    config = replace(FinetuneConfig(task="token-classification", compare_steps=0), **given)
-    result = finetune(config)
+    result = finetune(FinetuneConfig(task="token-classification", compare_steps=0, **given))
     print(f"F1 of whole names {result.metrics['test_f1']:.3f}")
 
     # The checkpoint is an ordinary one: this is plain Transformers. The first piece of a word

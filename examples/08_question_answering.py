@@ -5,7 +5,6 @@ python examples/08_question_answering.py --data squad.json  # SQuAD 1.1 or 2.0
 """
 
 import argparse
-from dataclasses import replace
 
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
@@ -21,10 +20,9 @@ def main() -> None:
     parser.add_argument("--test-size", type=int, help="passages")
     parser.add_argument("--validation-size", type=int)
     parser.add_argument("--overwrite", action="store_true")
-    given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    given = vars(parser.parse_args())
 
-    config = replace(FinetuneConfig(task="question-answering", compare_steps=0), **given)
-    result = finetune(config)
+    result = finetune(FinetuneConfig(task="question-answering", compare_steps=0, **given))
     print(f"F1 {result.metrics['test_f1']:.3f}, exact {result.metrics['test_exact_match']:.3f}")
 
     # The checkpoint is an ordinary one: this is plain Transformers.

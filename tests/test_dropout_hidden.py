@@ -235,8 +235,8 @@ def test_wrong_backends(monkeypatch):
     with pytest.raises(ValueError) as raised:
         hidden_dropout(x, 0.1, backend="gpu")
     assert str(raised.value) == (
-        'dropout: backend must be None, "cpu", "cuda", "triton", "cuda-hopper", "cuda-emulated", '
-        '"cuda-hopper-emulated" or "reference"; '
+        'dropout: backend must be None or one of "cpu", "cuda", "triton", "cuda-hopper", '
+        '"cuda-emulated", "cuda-hopper-emulated", "reference"; '
         "got 'gpu'."
     )
     with pytest.raises(BackendError) as refused:

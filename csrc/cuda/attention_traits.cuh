@@ -87,7 +87,7 @@ void dispatch_element(ElementType dtype, const Function& function) {
       "attention(..., backend=\"triton\").");
 }
 
-// Calls function(Int<N>{}) with the smallest N of the compiled head dims that holds head_dim.
+// Calls function(integral_constant<int, N>{}), N the smallest compiled head_dim that holds it.
 template <class Function>
 void dispatch_head_dim(int64_t head_dim, const Function& function) {
   if (head_dim <= 32) return function(std::integral_constant<int, 32>{});

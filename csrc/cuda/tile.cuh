@@ -16,9 +16,9 @@ namespace fastattn::cuda {
 constexpr int kChunk = 8;  // numbers in 16 bytes
 constexpr int kFragmentRows = 16;
 
-// The quad of lanes that holds a row, and the lane's place in it.
 __device__ __forceinline__ int lane_idx() { return thread_idx().x % kWarpSize; }
 __device__ __forceinline__ int warp_idx() { return thread_idx().x / kWarpSize; }
+// Which of the first 8 rows of a result, and which first column, a lane holds accumulators of.
 __device__ __forceinline__ int quad_row() { return lane_idx() / 4; }
 __device__ __forceinline__ int quad_col() { return 2 * (lane_idx() % 4); }
 
@@ -37,8 +37,8 @@ struct SmemTile {
   }
 
   // From the address of chunk 0 of a row to that of `chunk`, or from 1 to chunk + 1 if it is even,
-  // and `rows` rows below, a multiple of 8. Both are constants: this is
-  // an exclusive or and a sum, where offset() would take a register for each chunk.
+  // and `rows` rows below, a multiple of 8. Both are constants: this is an exclusive or and a sum,
+  // where offset() would take a register for each chunk.
   __device__ __forceinline__ static uint32_t advance(uint32_t address, int chunk, int rows) {
     return (address ^ (chunk % kGroup * 16)) + chunk / kGroup * kGroup * 16 + rows * kRowBytes;
   }

@@ -131,8 +131,8 @@ struct HopperBackward {
     begin_head(pass.head, queries.tile);
   }
 
-  // The weights and score gradients of the warp's 16 keys, from col0 on, and the 64 queries from
-  // row0 on: as left factors. `live` has a bit for each of the keys.
+  // The weights and score gradients of the warp's 16 keys, from col0 on, and the tile of queries
+  // from row0 on: as left factors. `live` has a bit for each of the keys.
   __device__ __forceinline__ void score_grads(uint32_t (&p)[kBlockM / 16][4],
                                               uint32_t (&ds)[kBlockM / 16][4],
                                               const ScoreGrad<Traits>& grad, uint32_t n,
@@ -172,7 +172,7 @@ struct HopperBackward {
     }
   }
 
-  // Writes the warp's rows of ds.T, keys, to where warpgroup `fills % 2`s product finds them.
+  // Writes the warp's rows of ds.T, keys, to where the product of fill number n finds them.
   __device__ __forceinline__ void store_ds(const uint32_t (&ds)[kBlockM / 16][4],
                                            uint32_t n) const {
     using Tile = SmemTile<kGroupRows>;

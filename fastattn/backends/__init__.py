@@ -119,16 +119,18 @@ def choose(
     return select(describe(q, k, options, heads_dim=heads_dim), backend)
 
 
-def unsupported_reasons(name: str, call: Call) -> list[str]:
+def unsupported_reasons(name: str, call: Call | HiddenCall) -> list[str]:
     """Returns why a backend cannot serve the call; nothing if it can."""
     if name == REFERENCE:
         return []
     backend = _FUSED[name]
-    unavailable = backend.unavailable_reason()
-    return [unavailable] if unavailable else backend.unsupported_reasons(call)
+    if unavailable := backend.unavailable_reason():
+        return [unavailable]
+    of_attention = isinstance(call, Call)
+    return backend.unsupported_reasons(call) if of_attention else backend.hidden_reasons(call)
 
 
-def reasons_not_to_choose(name: str, call: Call) -> list[str]:
+def reasons_not_to_choose(name: str, call: Call | HiddenCall) -> list[str]:
     """Returns why a backend does not serve the call unless it is asked for."""
     reasons = unsupported_reasons(name, call)
     if name == triton.NAME and triton.INTERPRETED and not reasons:
@@ -136,7 +138,7 @@ def reasons_not_to_choose(name: str, call: Call) -> list[str]:
     return reasons
 
 
-def select(call: Call, backend: str | None = None) -> str:
+def select(call: Call | HiddenCall, backend: str | None = None) -> str:
     """Returns the name of the backend that serves the call.
 
     Args:
@@ -151,13 +153,14 @@ def select(call: Call, backend: str | None = None) -> str:
             if not reasons_not_to_choose(name, call):
                 return name
         return REFERENCE
+    op = "attention" if isinstance(call, Call) else call.op
     if backend not in NAMES:
         known = ", ".join(f'"{name}"' for name in NAMES)
-        raise ValueError(f"attention: backend must be None or one of {known}; got {backend!r}.")
+        raise ValueError(f"{op}: backend must be None or one of {known}; got {backend!r}.")
     reasons = unsupported_reasons(backend, call)
     if reasons:
         raise BackendError(
-            f'attention: backend "{backend}" cannot serve this call: {"; ".join(reasons)}. '
+            f'{op}: backend "{backend}" cannot serve this call: {"; ".join(reasons)}. '
             "Leave backend=None to let fastattn choose one that can."
         )
     return backend

@@ -126,16 +126,15 @@ def _prepare(
         try:
             checked[name] = verify(name, plain_mine[name], plain, found)
             if case.dropout_p > 0.0:
-                backend = name.removeprefix("fastattn").removeprefix("-") or None
                 device = problem.device.type
-                checked[name]["with dropout"] = verify_dropout(case, device, backend)
+                checked[name]["with dropout"] = verify_dropout(case, device, peers.backend_of(name))
             kept[name] = implementation
         except AssertionError as error:
             raise VerificationError(
                 f"bench: the results of {case.name} must be as accurate as torch's own; got "
                 f"{error}. Nothing was timed; run `fastattn check`."
             ) from error
-        except Exception as error:  # a GPU that one of our two backends does not serve
+        except Exception as error:  # a GPU that one of our backends does not serve
             if len(mine) == 1:
                 raise
             refused[name] = reason(error)

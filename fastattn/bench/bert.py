@@ -184,16 +184,6 @@ class Inference:
         self.logits(**batch)
 
 
-def runners(case: BertCase, models: Mapping[str, Any]) -> dict[str, Runner]:
-    """Returns what runs the steps of models; "fastattn" is patched here."""
-    found = {}
-    for name, model in models.items():
-        if name == "fastattn":
-            fastattn.patch(model)
-        found[name] = Runner(model, case)
-    return found
-
-
 def autocast(dtype: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Returns what bfloat16 training runs under; nothing for float32."""
     if dtype == "bfloat16":

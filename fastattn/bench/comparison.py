@@ -136,7 +136,7 @@ def _passes(result: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def _ours(found: dict[str, Any]) -> dict[str, Any]:
-    """The summary of what is ours, the fastest if a GPU ran two backends."""
+    """The summary of what is ours, the fastest if a GPU ran several backends."""
     mine: list[dict[str, Any]] = [x for name, x in found["times"].items() if is_ours(name)]
     return min(mine, key=lambda x: x["median_ms"])
 

@@ -102,8 +102,8 @@ def _point(
     problem = make_problem(case, value, device)
     found = list(samples(problem))
     runs: dict[str, Run] = {}
-    refused: dict[str, str] = {}
-    for name, mine in peers.ours(problem).items():
+    ours, refused = peers.serving(problem)
+    for name, mine in ours.items():
         try:
             verify(name, mine, problem, found)
         except AssertionError as error:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import fastattn
 from fastattn.bench.cases import (
     BERT_CASES,
     AttentionCase,
@@ -63,16 +64,17 @@ def compare(case: MemoryCase, device: str = "cpu") -> dict[str, Any]:
     Where eager attention would not fit, its bytes are those of its score matrices, and
     "eager_is" says "computed" instead of "measured".
     """
-    found = {"fastattn": _measured("attention", case, "fastattn", device)}
+    found = {"fastattn": _measured(case, "fastattn", device)}
     refused: dict[str, str] = {}
-    matrices = 4 * _EAGER_MATRICES * case.batch_size * case.num_heads * case.seqlen**2
+    scores = case.batch_size * case.num_heads * case.seqlen**2
+    matrices = _EAGER_MATRICES * scores * getattr(torch, _dtype(device)).itemsize
     fits = matrices * 1.25 < available_bytes() or device == "cuda"
     for name in _GPU_PEERS if device == "cuda" else _PEERS:
         if name in ("eager", "sdpa-math") and not fits:
             refused[name] = f"its scores take about {matrices / 2**30:.0f} GiB"
             continue
         try:
-            found[name] = _measured("attention", case, name, device)
+            found[name] = _measured(case, name, device)
         except RuntimeError as error:  # out of memory, or not for this device
             refused[name] = " ".join(str(error).split())[-200:]
     eager_is = "measured" if "eager" in found else "computed"
@@ -87,14 +89,15 @@ def compare(case: MemoryCase, device: str = "cpu") -> dict[str, Any]:
 
 def compare_steps(case: StepMemoryCase, device: str = "cpu") -> dict[str, Any]:
     """Returns the bytes that a training step takes beside weights, gradients and AdamW's state."""
-    found = {name: _measured("step", case, name, device) for name in ("fastattn", "stock")}
+    found = {name: _measured(case, name, device) for name in ("fastattn", "stock")}
     return {"peak_extra_bytes": found, "share": found["fastattn"] / found["stock"], "refused": {}}
 
 
-def _measured(what: str, case: MemoryCase | StepMemoryCase, name: str, device: str) -> int:
+def _measured(case: MemoryCase | StepMemoryCase, name: str, device: str) -> int:
     if device == "cuda":
-        return _measure_on_a_gpu(_prepared(what, case, name, device))
-    arguments = [what, json.dumps(dataclasses.asdict(case)), name, str(torch.get_num_threads())]
+        return _measure_on_a_gpu(_prepared(case, name, device))
+    fields = json.dumps(dataclasses.asdict(case))
+    arguments = [type(case).__name__, fields, name, str(torch.get_num_threads())]
     command = [sys.executable, "-m", "fastattn.bench.memory", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -102,14 +105,12 @@ def _measured(what: str, case: MemoryCase | StepMemoryCase, name: str, device: s
     return int(done.stdout.split()[-1])
 
 
-def _prepared(
-    what: str, case: MemoryCase | StepMemoryCase, name: str, device: str
-) -> Callable[[], object]:
+def _prepared(case: MemoryCase | StepMemoryCase, name: str, device: str) -> Callable[[], object]:
     """Returns what is measured, after it ran once on something small: what the libraries allocate
     once is not the operation's.
     """
     if isinstance(case, MemoryCase):
-        dtype = "float32" if device == "cpu" else "float16"
+        dtype = _dtype(device)
         sizes = (case.num_heads, case.seqlen, case.head_dim)
         _attention(AttentionCase(case.name, 1, 1, 64, case.head_dim, dtype), name, device)()
         return _attention(AttentionCase(case.name, case.batch_size, *sizes, dtype), name, device)
@@ -122,7 +123,7 @@ def _attention(case: AttentionCase, name: str, device: str) -> Callable[[], obje
 
     problem = make_problem(case, device)
     if name == "fastattn":
-        implementation = next(iter(peers.ours(problem).values()))
+        implementation = next(iter(peers.serving(problem)[0].values()))
     else:
         implementation = peers.make_peer(name, problem)
     return implementation.passes(problem)["forward_backward"]
@@ -134,7 +135,9 @@ def _step(case: StepMemoryCase, name: str, device: str) -> Callable[[], object]:
 
     (bert_case,) = choose(BERT_CASES, [case.bert])
     model = bert.load_model(bert_case).to(device)
-    runner = bert.runners(bert_case, {name: model})[name]
+    if name == "fastattn":
+        fastattn.patch(model)
+    runner = bert.Runner(model, bert_case)
     (pair,) = bert.draw_batches(bert_case, 1)
     batch = bert.to_device(pair.ours if name == "fastattn" else pair.stock, device)
     short = {key: value[:2, :8] if value.dim() == 2 else value[:2] for key, value in batch.items()}
@@ -142,9 +145,9 @@ def _step(case: StepMemoryCase, name: str, device: str) -> Callable[[], object]:
     return lambda: runner.step(batch)
 
 
-def measure(what: str, case: MemoryCase | StepMemoryCase, name: str) -> int:
+def measure(case: MemoryCase | StepMemoryCase, name: str) -> int:
     """Returns by how many bytes this process grows at most while it runs the passes."""
-    run = _prepared(what, case, name, "cpu")
+    run = _prepared(case, name, "cpu")
     # What was freed before goes back to the system: used again, it would not count as growth.
     getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # glibc has it
     Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
@@ -181,7 +184,7 @@ def run(
             results.append({**dataclasses.asdict(case), **compare_steps(case, device)})
         else:
             verified = verify(case, device)
-            described = dataclasses.asdict(case) | {"dtype": "float32", "verified": verified}
+            described = dataclasses.asdict(case) | {"dtype": _dtype(device), "verified": verified}
             results.append({**described, **compare(case, device)})
     return {"cases": results}
 
@@ -191,13 +194,15 @@ def verify(case: MemoryCase, device: str = "cpu") -> dict[str, Any]:
     from fastattn.bench import attention, peers
     from fastattn.bench.problem import make_problem, samples
 
-    dtype = "float32" if device == "cpu" else "float16"
-    one_head = AttentionCase(case.name, 1, 1, case.seqlen, case.head_dim, dtype)
+    one_head = AttentionCase(case.name, 1, 1, case.seqlen, case.head_dim, _dtype(device))
     problem = make_problem(one_head, device)
     found = list(samples(problem))
-    return {
-        name: attention.verify(name, x, problem, found) for name, x in peers.ours(problem).items()
-    }
+    ours, _ = peers.serving(problem)
+    return {name: attention.verify(name, x, problem, found) for name, x in ours.items()}
+
+
+def _dtype(device: str) -> str:
+    return "float32" if device == "cpu" else "float16"
 
 
 def _status_bytes(field: str) -> int:
@@ -218,10 +223,10 @@ def _kibibytes(file: Path, field: str) -> int:
     raise OSError(f"{file} has no line {field}")
 
 
-def _main(what: str, fields: str, name: str, num_threads: str) -> None:
+def _main(kind: str, fields: str, name: str, num_threads: str) -> None:
     torch.set_num_threads(int(num_threads))
-    kind = {"attention": MemoryCase, "step": StepMemoryCase}[what]
-    print(measure(what, kind(**json.loads(fields)), name))
+    kinds = {x.__name__: x for x in (MemoryCase, StepMemoryCase)}
+    print(measure(kinds[kind](**json.loads(fields)), name))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import fastattn
+from fastattn import backends
 from fastattn.backends.cuda import CUDA, EMULATED, HOPPER
 from fastattn.bench.memory import available_bytes, eager_attention
 from fastattn.bench.passes import passes_of
@@ -50,7 +51,8 @@ class Implementation(NamedTuple):
 
 def ours(problem: Problem) -> dict[str, Implementation]:
     """Returns fastattn: packed, if there is padding, as a patched model removes it once for all
-    layers. On a GPU each of our backends; without one, "cuda" stands for its emulator.
+    layers. On a GPU each of our backends, whether it serves the problem or not; without one, "cuda"
+    stands for its emulator.
     """
     if problem.device.type != "cpu":
         names = (CUDA.NAME, "triton", HOPPER.NAME)
@@ -58,6 +60,33 @@ def ours(problem: Problem) -> dict[str, Implementation]:
     if problem.case.dtype == "float16" and EMULATED.unavailable_reason() is None:
         return {f"fastattn-{EMULATED.NAME}": _ours(problem, EMULATED.NAME)}
     return {"fastattn": _ours(problem, None)}
+
+
+def serving(problem: Problem) -> tuple[dict[str, Implementation], dict[str, str]]:
+    """Returns what is ours and serves a problem, and why the rest does not.
+
+    Raises:
+        Refusal: nothing of ours does.
+    """
+    case = problem.case
+    options = ("dropout_p",) if case.dropout_p > 0.0 else ()
+    dtype = getattr(torch, case.dtype)
+    call = backends.Call(problem.device.type, dtype, case.head_dim, True, options)
+    served, refused = ours(problem), {}
+    for name in list(served):
+        backend = backend_of(name)
+        reasons = [] if backend is None else backends.unsupported_reasons(backend, call)
+        if reasons:
+            refused[name] = "; ".join(reasons)
+            del served[name]
+    if not served:
+        raise Refusal(". ".join(f"{name}: {why}" for name, why in refused.items()))
+    return served, refused
+
+
+def backend_of(name: str) -> str | None:
+    """Returns the backend that is asked for under a name of ours, such as "fastattn-triton"."""
+    return name.removeprefix("fastattn").removeprefix("-") or None
 
 
 def _ours(problem: Problem, backend: str | None) -> Implementation:

@@ -10,6 +10,7 @@ from fastattn.bench.timing import is_ours
 Result = dict[str, Any]
 
 _PASSES = {"forward": "forward", "forward_backward": "forward + backward"}
+_GPU_BACKENDS = ("cuda", "triton", "cuda-hopper")
 _ALL_PASSES = {"forward": "forward", "backward": "backward", "forward_backward": "both"}
 
 
@@ -46,18 +47,20 @@ def attention_summary(result: Result, *, named_only: bool = False) -> Table:
 
 
 def gpu_summary(result: Result) -> Table:
-    """Times of both of our backends on a GPU beside the best peer's, one line a case and pass.
+    """Times of our backends on a GPU beside the best peer's, one line a case and pass.
 
-    "graph" is the same as a CUDA graph, without what the CPU does for a call.
+    A ratio is that of the fastest of ours. "graph" is the same as a CUDA graph, without what the
+    CPU does for a call.
     """
-    header = ["case", "pass", "cuda, ms", "triton, ms", "peer, ms", "best peer", "ratio"]
-    header += ["graph: cuda, ms", "triton, ms", "peer, ms", "ratio", "of peak", "target"]
+    ours = [f"{name}, ms" for name in _GPU_BACKENDS]
+    header = ["case", "pass", *ours, "peer, ms", "best peer", "ratio"]
+    header += [f"graph: {ours[0]}", *ours[1:], "peer, ms", "ratio", "of peak", "target"]
     rows = []
     for case in result["cases"]:
         for name, words in _ALL_PASSES.items():
             found, graph = case[name], case[name].get("graph")
             row = [case["name"], words, *_gpu_medians(found), found["best_peer"] or ""]
-            row += [_ratio(found), *(_gpu_medians(graph) if graph else ["", "", ""])]
+            row += [_ratio(found), *(_gpu_medians(graph) if graph else [""] * (len(ours) + 1))]
             row += [_ratio(graph) if graph else "", _share(found.get("peak_share"))]
             rows.append([*row, _target(case["target"])])
     return Table(header, rows, num_words=2)
@@ -65,7 +68,7 @@ def gpu_summary(result: Result) -> Table:
 
 def _gpu_medians(found: dict[str, Any]) -> list[str]:
     times = found["times"]
-    names = ("fastattn-cuda", "fastattn-triton", found["best_peer"])
+    names = (*(f"fastattn-{name}" for name in _GPU_BACKENDS), found["best_peer"])
     return [_ms(times[name]["median_ms"]) if name in times else "" for name in names]
 
 

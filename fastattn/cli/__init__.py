@@ -1,4 +1,4 @@
-"""The command ``fastattn``: info, check, explain, finetune, search, bench."""
+"""The command ``fastattn``: info, check, explain, finetune, search, data, bench."""
 
 from fastattn.cli.app import main
 

@@ -12,8 +12,8 @@ needed; ``import fastattn.integrations.transformers`` does it by hand.
 
 Nothing a model asks for is dropped. A mask that names padding keys becomes ``key_padding_mask``;
 any other becomes ``bias``, exactly. Dropout, scaling, softcap, sliding windows, grouped heads and
-position biases are passed on. What cannot be served, such as attention weights as an output, a head
-mask or attention sinks, is an error that says so.
+position biases are passed on, and attention weights are returned to who asks for them. What cannot
+be served, such as a head mask or attention sinks, is an error that says so.
 
 BERT in Transformers 4.x has no attention interface: use :func:`fastattn.patch` there.
 """

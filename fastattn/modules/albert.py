@@ -11,19 +11,16 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers.activations import GELUActivation
 
 from fastattn.integrations.transformers import NAME
 from fastattn.modules.bert import attend
 from fastattn.modules.combined import Mixin
 from fastattn.modules.fused import (
     add_norm,
-    computes_gelu,
     drops_plainly,
-    is_plain,
+    fuses_gelu,
     product,
     products,
-    serves_gelu,
 )
 from fastattn.ops.gelu import bias_gelu
 from fastattn.ops.padding import PackedLayout
@@ -136,9 +133,7 @@ class FusedAlbertIntermediate(_AlbertLayer):
 
     def middle(self, x: Tensor) -> Tensor:
         """(..., hidden) -> (..., intermediate)."""
-        activation = self.activation
-        plain = computes_gelu(activation) and is_plain(activation, GELUActivation)
-        if plain and serves_gelu(self.ffn, x):
+        if fuses_gelu(self.activation, self.ffn, x):
             return bias_gelu(*product(self.ffn, x))
         return super().middle(x)
 

@@ -13,19 +13,16 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import GELUActivation
 
 from fastattn.integrations.transformers import NAME, attention_of_batch
 from fastattn.modules.combined import Mixin, is_a
 from fastattn.modules.fused import (
     add_norm,
     applied,
-    computes_gelu,
+    fuses_gelu,
     is_called_for_its_class,
-    is_plain,
     product,
     products,
-    serves_gelu,
 )
 from fastattn.ops.gelu import bias_gelu
 from fastattn.ops.padding import PackedLayout
@@ -130,9 +127,7 @@ class FusedBartIntermediate(_BartLayer):
 
     def middle(self, x: Tensor) -> Tensor:
         """(..., hidden) -> (..., intermediate)."""
-        activation = self.activation_fn
-        plain = computes_gelu(activation) and is_plain(activation, GELUActivation)
-        if plain and serves_gelu(self.fc1, x):
+        if fuses_gelu(self.activation_fn, self.fc1, x):
             return bias_gelu(*product(self.fc1, x))
         return super().middle(x)
 

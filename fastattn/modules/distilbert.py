@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers.activations import GELUActivation
 from transformers.models.distilbert import modeling_distilbert
 
 from fastattn.integrations.transformers import NAME
@@ -20,13 +19,11 @@ from fastattn.modules.combined import Mixin, is_a, stock_of
 from fastattn.modules.encoder import FirstRowsLayer
 from fastattn.modules.fused import (
     add_norm,
-    computes_gelu,
     drops_plainly,
+    fuses_gelu,
     is_called_for_its_class,
-    is_plain,
     product,
     products,
-    serves_gelu,
 )
 from fastattn.ops.gelu import bias_gelu
 from fastattn.ops.padding import PackedLayout
@@ -104,8 +101,7 @@ class FusedFFN(Mixin):
 
     def middle(self, x: Tensor) -> Tensor:
         """(..., hidden) -> (..., hidden_dim)."""
-        plain = computes_gelu(self.activation) and is_plain(self.activation, GELUActivation)
-        if plain and serves_gelu(self.lin1, x):
+        if fuses_gelu(self.activation, self.lin1, x):
             return bias_gelu(*product(self.lin1, x))
         return self.activation(self.lin1(x))
 

@@ -64,9 +64,13 @@ def is_called_for_its_class(module: nn.Module) -> bool:
     return not is_watched(module) and "forward" not in module.__dict__
 
 
-def serves_norm(norm: nn.LayerNorm, x: Tensor) -> bool:
-    """Whether there are kernels for dropout, residual and a LayerNorm, on the device of x."""
-    return is_fused(layer_norm.OP, x, norm.normalized_shape[-1])
+def fuses_norm(norm: Any, x: Tensor) -> bool:
+    """Whether a LayerNorm of a sum with x does no more than that, and there are kernels for it."""
+    return (
+        is_plain(norm, nn.LayerNorm)
+        and norm.bias is not None
+        and is_fused(layer_norm.OP, x, norm.normalized_shape[-1])
+    )
 
 
 def serves_gelu(dense: Any, x: Tensor) -> bool:
@@ -103,6 +107,13 @@ def computes_gelu(activation: Any) -> bool:
     return type(activation) is GELUActivation and activation.act is F.gelu
 
 
+def fuses_gelu(activation: Any, dense: Any, x: Tensor) -> bool:
+    """Whether an activation of a linear layer's output is the exact GELU, and there are kernels."""
+    return (
+        computes_gelu(activation) and is_called_for_its_class(activation) and serves_gelu(dense, x)
+    )
+
+
 def drops_plainly(dropout: Any) -> bool:
     """Whether a module drops elements as :func:`dropout_add_layer_norm` does."""
     return is_plain(dropout, nn.Dropout) and dropout.p < 1.0
@@ -112,7 +123,7 @@ def add_norm(
     norm: Any, x: Tensor, x_bias: Tensor | None, residual: Tensor, p: float = 0.0
 ) -> Tensor:
     """LayerNorm of ``dropout(x + x_bias) + residual``, in one operator where there is one."""
-    if is_plain(norm, nn.LayerNorm) and norm.bias is not None and serves_norm(norm, x):
+    if fuses_norm(norm, x):
         return dropout_add_layer_norm(
             x, residual, norm.weight, norm.bias, norm.eps, p, x_bias=x_bias
         )
@@ -131,13 +142,7 @@ class FusedOutput(Mixin):
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         """(..., in_features) and the residual (..., hidden) -> (..., hidden)."""
         norm, dropout = self.LayerNorm, self.dropout
-        fused = (
-            is_plain(norm, nn.LayerNorm)
-            and norm.bias is not None
-            and drops_plainly(dropout)
-            and serves_norm(norm, hidden_states)
-        )
-        if not fused:
+        if not (drops_plainly(dropout) and fuses_norm(norm, hidden_states)):
             return super().forward(hidden_states, input_tensor)
         x, x_bias = product(self.dense, hidden_states)
         dropout_p = dropout.p if dropout.training else 0.0
@@ -156,12 +161,6 @@ class FusedIntermediate(Mixin):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(..., hidden) -> (..., intermediate)."""
-        activation = self.intermediate_act_fn
-        fused = (
-            computes_gelu(activation)
-            and is_plain(activation, GELUActivation)
-            and serves_gelu(self.dense, hidden_states)
-        )
-        if not fused:
+        if not fuses_gelu(self.intermediate_act_fn, self.dense, hidden_states):
             return super().forward(hidden_states)
         return bias_gelu(*product(self.dense, hidden_states))

@@ -9,19 +9,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers.activations import GELUActivation
 
 from fastattn.integrations.transformers import NAME
 from fastattn.modules.bert import attend
 from fastattn.modules.combined import Mixin
-from fastattn.modules.fused import (
-    applied,
-    computes_gelu,
-    is_plain,
-    product,
-    products,
-    serves_gelu,
-)
+from fastattn.modules.fused import applied, fuses_gelu, product, products
 from fastattn.ops.gelu import bias_gelu
 
 
@@ -68,7 +60,6 @@ class FusedViTMLP(Mixin):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(..., hidden) -> (..., hidden)."""
-        plain = computes_gelu(self.activation_fn) and is_plain(self.activation_fn, GELUActivation)
-        if not (plain and serves_gelu(self.fc1, hidden_states)):
+        if not fuses_gelu(self.activation_fn, self.fc1, hidden_states):
             return super().forward(hidden_states)
         return applied(self.fc2, bias_gelu(*product(self.fc1, hidden_states)))

@@ -152,7 +152,8 @@ def attention(
         generator: source of the dropout seed. Default: torch's generator of the device, so
             ``torch.manual_seed`` governs it.
         return_lse: also return the log of the softmax's denominator.
-        backend: "cpu" or "reference"; None chooses the fastest that serves the call.
+        backend: "cpu", "cuda", "triton", "cuda-hopper" (an H100's or H200's own kernels, which are
+            not chosen unasked) or "reference"; None chooses among those that serve the call.
             :func:`fastattn.explain` says which and why.
 
     Returns:
@@ -163,6 +164,8 @@ def attention(
     Raises:
         ValueError, TypeError: an argument breaks its rule; the message says which.
         BackendError: no backend, or not the one asked for, serves the call.
+        NotImplementedError: a gradient of a gradient, or a forward-mode derivative, through a fused
+            kernel.
 
     Products are taken in the dtype of q, softmax and sums in float32 (float64 for float64). The
     result is deterministic, forward and backward.

@@ -18,7 +18,7 @@ from torch import _C, Tensor
 from fastattn import backends
 from fastattn.backends import cpu
 from fastattn.ops.calls import empty_like, is_plain_call, past_functorch, register_for_dispatcher
-from fastattn.ops.tangents import refuse_tangents
+from fastattn.ops.tangents import no_double_backward, refuse_tangents
 from fastattn.reference import statistics_dtype
 
 if TYPE_CHECKING:
@@ -349,11 +349,6 @@ class _EagerAttention(torch.autograd.Function):
 _apply_eager_attention = past_functorch(_EagerAttention)
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
-    raise NotImplementedError(
-        "attention: the gradient of a gradient must be taken on the reference backend; got one "
-        'through a fused kernel. Call attention(..., backend="reference").'
-    )
-
-
-_bwd_op = register_for_dispatcher("fastattn::attention_bwd", _attention_bwd_op, _no_double_backward)
+_bwd_op = register_for_dispatcher(
+    "fastattn::attention_bwd", _attention_bwd_op, no_double_backward("attention")
+)

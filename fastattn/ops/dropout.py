@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastattn import backends
 from fastattn import dropout as rule
 from fastattn.ops import hidden_checks as checks
 from fastattn.ops.calls import empty_like, register
@@ -47,7 +48,7 @@ def dropout(
     if dropout_p == 0.0:
         return x
     seed = rule.draw_seed(x.device, generator)
-    if chosen == checks.REFERENCE:
+    if chosen == backends.REFERENCE:
         return reference(x, seed, dropout_p)
     refuse_tangents(OP, x)
     return _op(x, seed, float(dropout_p), chosen)
@@ -67,7 +68,7 @@ torch.library.define(
 
 def _hidden_dropout(x: Tensor, seed: Tensor, dropout_p: float, backend: str = "cpu") -> Tensor:
     out = empty_like(x)
-    checks.kernels(backend).hidden_dropout(out, x, seed, dropout_p)
+    backends.get(backend).hidden_dropout(out, x, seed, dropout_p)
     return out
 
 

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastattn import backends
 from fastattn.ops import hidden_checks as checks
 from fastattn.ops.calls import empty_like, register
-from fastattn.ops.tangents import refuse_tangents
+from fastattn.ops.tangents import no_double_backward, refuse_tangents
 from fastattn.reference import statistics_dtype
 
 OP = "bias_gelu"
@@ -44,7 +45,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, backend: str | None = No
         checks.check_vector(OP, "bias", bias, x)
         bias = checks.in_dtype(bias, statistics_dtype(x.dtype))
     chosen = checks.choose_backend(OP, x, backend)
-    if chosen == checks.REFERENCE:
+    if chosen == backends.REFERENCE:
         return reference(x, bias)
     refuse_tangents(OP, x, bias)
     return _fwd_op(x, bias, chosen)
@@ -71,7 +72,7 @@ def _empty_grads(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _gelu_fwd(x: Tensor, bias: Tensor | None, backend: str = "cpu") -> Tensor:
     out = empty_like(x)
-    checks.kernels(backend).gelu_fwd(out, x, bias)
+    backends.get(backend).gelu_fwd(out, x, bias)
     return out
 
 
@@ -84,7 +85,7 @@ def _gelu_bwd(
     dout: Tensor, x: Tensor, bias: Tensor | None, backend: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
     dx, dbias = _empty_grads(x, bias)
-    checks.kernels(backend).gelu_bwd(dx, None if bias is None else dbias, dout, x, bias)
+    backends.get(backend).gelu_bwd(dx, None if bias is None else dbias, dout, x, bias)
     return dx, dbias
 
 
@@ -107,13 +108,4 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor | None, None]:
 
 
 _fwd_op = register("fastattn::gelu_fwd", _gelu_fwd, _backward, _setup_context)
-
-
-def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
-    raise NotImplementedError(
-        f"{OP}: the gradient of a gradient must be taken on the reference backend; got one "
-        f'through a fused kernel. Call {OP}(..., backend="reference").'
-    )
-
-
-_bwd_op = register("fastattn::gelu_bwd", _gelu_bwd, _no_double_backward)
+_bwd_op = register("fastattn::gelu_bwd", _gelu_bwd, no_double_backward(OP))

@@ -6,18 +6,13 @@ Each message has one form: operation, argument, rule, the value got, what to do.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastattn import backends
-from fastattn.backends import HiddenCall, cpu, triton
-from fastattn.errors import BackendError
-from fastattn.ops.checks import wrong_layout
-
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-REFERENCE = "reference"
+from fastattn.backends import HiddenCall, cpu
+from fastattn.ops.checks import DTYPES, wrong_layout
 
 
 def check_floating(op: str, name: str, value: object) -> None:
@@ -95,49 +90,14 @@ def choose_backend(op: str, x: Tensor, backend: str | None) -> str:
         ValueError: there is no backend of that name.
         BackendError: it cannot serve the call; the message says why.
     """
-    if backend is None:
-        return _first_choice(op, x, x.shape[-1])
-    if backend == REFERENCE:
-        return REFERENCE
-    if backend not in backends.NAMES:
-        known = ", ".join(f'"{name}"' for name in backends.NAMES[:-1])
-        raise ValueError(f'{op}: backend must be None, {known} or "{REFERENCE}"; got {backend!r}.')
-    call = HiddenCall(op, x.device.type, x.dtype, x.shape[-1])
-    reasons = _unsupported_reasons(backend, call)
-    if reasons:
-        raise BackendError(
-            f'{op}: backend "{backend}" cannot serve this call: {"; ".join(reasons)}. '
-            "Leave backend=None to let fastattn choose one that can."
-        )
-    return backend
+    if backend is None and cpu.serves_hidden(x.device.type):
+        return cpu.NAME  # what select comes to, without its 2 us
+    return backends.select(HiddenCall(op, x.device.type, x.dtype, x.shape[-1]), backend)
 
 
 def is_fused(op: str, x: Tensor, hidden_size: int) -> bool:
     """Whether there are kernels for an operator on tensors like x with so many columns."""
-    return _first_choice(op, x, hidden_size) != REFERENCE
-
-
-def _first_choice(op: str, x: Tensor, hidden_size: int) -> str:
-    device_type = x.device.type
-    if cpu.serves_hidden(device_type):  # what the loop comes to, without its 2 us
-        return cpu.NAME
-    call = HiddenCall(op, device_type, x.dtype, hidden_size)
-    for name in backends.fused_order(call):
-        # Triton's interpreter serves tests, which ask for it.
-        slow = name == triton.NAME and triton.INTERPRETED
-        if not slow and not _unsupported_reasons(name, call):
-            return name
-    return REFERENCE
-
-
-def _unsupported_reasons(name: str, call: HiddenCall) -> list[str]:
-    """Returns why a fused backend cannot serve the call; nothing if it can."""
-    backend = backends.get(name)
-    unavailable = backend.unavailable_reason()
-    reasons: list[str] = backend.hidden_reasons(call) if unavailable is None else [unavailable]
-    return reasons
-
-
-def kernels(name: str) -> Any:
-    """Returns a fused backend."""
-    return backends.get(name)
+    if cpu.serves_hidden(x.device.type):
+        return True
+    call = HiddenCall(op, x.device.type, x.dtype, hidden_size)
+    return backends.select(call) != backends.REFERENCE

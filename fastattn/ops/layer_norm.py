@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastattn import dropout
+from fastattn import backends, dropout
 from fastattn.ops import hidden_checks as checks
 from fastattn.ops.calls import empty_like, register
-from fastattn.ops.tangents import refuse_tangents
+from fastattn.ops.tangents import no_double_backward, refuse_tangents
 from fastattn.reference import statistics_dtype
 
 OP = "dropout_add_layer_norm"
@@ -73,7 +73,7 @@ def dropout_add_layer_norm(
     chosen = checks.choose_backend(OP, x, backend)
     seed = dropout.draw_seed(x.device, generator) if dropout_p > 0.0 else None
     options = (x, residual, weight, bias, x_bias, seed, float(eps), float(dropout_p))
-    if chosen == checks.REFERENCE:
+    if chosen == backends.REFERENCE:
         return reference(*options)
     refuse_tangents(OP, x, residual, weight, bias, x_bias)
     return _fwd_op(*options, chosen)[0]
@@ -182,7 +182,7 @@ def _layer_norm_fwd(
     backend: str = "cpu",
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, mean, rstd = _empty_outputs(residual, weight)
-    checks.kernels(backend).layer_norm_fwd(
+    backends.get(backend).layer_norm_fwd(
         out, mean, rstd, x, residual, weight, bias, x_bias, seed, eps, dropout_p
     )
     return out, mean, rstd
@@ -209,7 +209,7 @@ def _layer_norm_bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grads = _empty_grads(x, residual, weight, x_bias, seed)
     dx, dresidual, dweight, dbias, dx_bias = grads
-    checks.kernels(backend).layer_norm_bwd(
+    backends.get(backend).layer_norm_bwd(
         None if _one_gradient(x, residual, seed) else dx,
         dresidual,
         dweight,
@@ -264,13 +264,4 @@ def _backward(ctx: Any, dout: Tensor, *_: Any) -> tuple[Any, ...]:
 
 
 _fwd_op = register("fastattn::layer_norm_fwd", _layer_norm_fwd, _backward, _setup_context)
-
-
-def _no_double_backward(ctx: Any, *grads: Tensor | None) -> None:
-    raise NotImplementedError(
-        f"{OP}: the gradient of a gradient must be taken on the reference backend; got one "
-        f'through a fused kernel. Call {OP}(..., backend="reference").'
-    )
-
-
-_bwd_op = register("fastattn::layer_norm_bwd", _layer_norm_bwd, _no_double_backward)
+_bwd_op = register("fastattn::layer_norm_bwd", _layer_norm_bwd, no_double_backward(OP))

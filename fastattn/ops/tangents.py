@@ -1,6 +1,12 @@
-"""Forward-mode differentiation, whose tangents torch loses at a Python operator without a word."""
+"""Derivatives that kernels do not have, and refuse: in forward mode, and gradients of gradients.
+
+Tangents torch would lose at a Python operator without a word.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,3 +27,15 @@ def refuse_tangents(op: str, *tensors: Tensor | None) -> None:
             f"{op}: forward-mode derivatives must be taken on the reference backend; got a "
             f'tensor with a tangent. Call {op}(..., backend="reference").'
         )
+
+
+def no_double_backward(op: str) -> Callable[..., None]:
+    """Returns the gradient of a kernel's backward pass, which raises NotImplementedError."""
+
+    def refuse(ctx: Any, *grads: Tensor | None) -> None:
+        raise NotImplementedError(
+            f"{op}: the gradient of a gradient must be taken on the reference backend; got one "
+            f'through a fused kernel. Call {op}(..., backend="reference").'
+        )
+
+    return refuse

@@ -20,10 +20,11 @@ def patch(
 
     BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT, data2vec-text, ALBERT, ModernBERT, ESM,
     LayoutLM, MPNet and DeBERTa-v2, alone, under any of their heads or inside another module, get
-    fused attention and layers, and padding is removed once around the whole encoder. Other models
-    that call Transformers' attention interface get the attention. Only this model object changes:
-    no class, no function and no other model. Parameters and state_dict keys stay, so optimizers,
-    checkpoints and ``save_pretrained`` do too. Patching again changes nothing.
+    fused attention and layers, and padding is removed once around the whole encoder. So do the
+    encoders of BART, Marian and T5, whose decoders get the attention, as do other models that call
+    Transformers' attention interface. Only this model object changes: no class, no function and no
+    other model. Parameters and state_dict keys stay, so optimizers, checkpoints and
+    ``save_pretrained`` do too. Patching again changes nothing.
 
     For the models that are named, what differs from stock: rows of padding in the last hidden
     state, in ``hidden_states`` and in logits per token are those of zero states; forward hooks on
@@ -39,8 +40,8 @@ def patch(
         unpad: None removes padding wherever no result depends on padding rows and keeps it in a
             batch where one does: a pooler, or a head for sequences, of a sequence that begins with
             padding, losses over rows of padding (question answering; labels other than -100), and
-            padding inside a sequence where distances are counted (ModernBERT, MPNet, DeBERTa-v2).
-            True removes it there as well, but for the last. False never does.
+            padding inside a sequence where distances are counted (ModernBERT, MPNet, DeBERTa-v2,
+            T5). True removes it there as well, but for the last. False never does.
         fuse: the parts of a layer beside attention that are fused: True for all of them, False for
             none, or names. "qkv": the query, key and value projections; "layer_norm": bias,
             dropout, residual and LayerNorm; "gelu": bias and GELU; "linear": products on the faster

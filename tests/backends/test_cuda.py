@@ -157,7 +157,7 @@ def test_compiles_into_one_graph():
         assert torch.equal(ours, theirs)
 
 
-def test_tensors_elsewhere_are_refused(monkeypatch):
+def test_tensors_elsewhere_are_refused():
     elsewhere = CALL._replace(device_type="meta")
     assert CUDA._device_reasons("meta") == ["tensors must be on a GPU, got meta"]
     if EMULATED.unavailable_reason() is None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fastattn.backends.cuda import EMULATED
-from fastattn.bench import attention, peers, tables, timing
-from fastattn.bench.cases import AttentionCase
+from fastattn.bench import attention, growth, memory, peers, tables, timing
+from fastattn.bench.cases import AttentionCase, GrowthCase, MemoryCase
 from fastattn.bench.problem import make_problem, problem_of
 
 needs_emulator = pytest.mark.skipif(
@@ -51,7 +51,9 @@ def test_what_is_shown(result: dict[str, Any]) -> None:
     assert any(note.startswith("No sdpa-cudnn: it is for GPUs") for note in tables.refusals(result))
 
 
-def test_two_backends_and_graphs_have_columns() -> None:
+def test_backends_and_graphs_have_columns() -> None:
+    """One of them is not served on every GPU."""
+
     def timed(scale: float) -> dict[str, Any]:
         times = {"fastattn-cuda": [2.0 * scale], "fastattn-triton": [4.0], "sdpa-flash": [3.0]}
         return timing.compare(times)
@@ -61,9 +63,37 @@ def test_two_backends_and_graphs_have_columns() -> None:
         case[name] = {**timed(1.0), "peak_share": 0.5, "graph": timed(0.5)}
     rows = tables.gpu_summary({"cases": [case]}).rows
     assert case["forward"]["ratios"] == {"fastattn-cuda": 1.5, "fastattn-triton": 0.75}
-    timed_alone = ["2.00", "4.00", "3.00", "sdpa-flash", "1.50"]
-    as_graphs = ["1.00", "4.00", "3.00", "3.00"]
+    timed_alone = ["2.00", "4.00", "", "3.00", "sdpa-flash", "1.50"]
+    as_graphs = ["1.00", "4.00", "", "3.00", "3.00"]
     assert rows[0] == ["x", "forward", *timed_alone, *as_graphs, "50%", "1.15"]
+    for name in ("forward", "backward", "forward_backward"):
+        hopper = {"fastattn-cuda-hopper": [0.5], "fastattn-cuda": [2.0], "sdpa-flash": [3.0]}
+        case[name] = {**timing.compare(hopper), "peak_share": 0.5, "graph": None}
+    table = tables.gpu_summary({"cases": [case]})
+    row = dict(zip(table.header[:8], table.rows[0], strict=False))
+    assert (row["cuda-hopper, ms"], row["triton, ms"], row["ratio"]) == ("0.50", "", "6.00")
+    assert len(table.rows[0]) == len(table.header)
+
+
+def test_a_backend_that_does_not_serve_a_gpu_is_named_and_not_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Growth and memory take what is there, as on a GPU that is not a Hopper."""
+    case = GrowthCase("seqlen", (8,), 1, 1, 8, 8)
+    problem = growth.make_problem(case, 8)
+    (mine,) = peers.ours(problem).values()
+    names = ("fastattn-cuda-hopper", "fastattn-triton")
+    monkeypatch.setattr(peers, "ours", lambda problem: dict.fromkeys(names, mine))
+    why = "the GPU must be an H100 or H200"
+    refuses = {"cuda-hopper": [why], "triton": []}
+    monkeypatch.setattr(peers.backends, "unsupported_reasons", lambda name, call: refuses[name])
+    found = growth.run_case(case, rounds=1)
+    assert "fastattn-triton" in found["exponents"] and names[0] not in found["exponents"]
+    assert found["refused"][names[0]] == why
+    assert set(memory.verify(MemoryCase("m", 1, 1, 8, 8))) == {"fastattn-triton"}
+    refuses["triton"] = ["torch sees no GPU"]
+    with pytest.raises(peers.Refusal, match=f"fastattn-cuda-hopper: {why}. fastattn-triton: torch"):
+        peers.serving(problem)
 
 
 def test_packed_and_padded_tensors_hold_the_same_tokens() -> None:
@@ -103,4 +133,8 @@ def test_a_case_on_the_gpu() -> None:
     found = attention.run_case(case, 2, 1e5, device="cuda", quick=True)
     assert any(timing.is_ours(name) for name in found["forward"]["times"])
     assert found["forward"]["graph"] is not None
-    assert set(peers.ours(make_problem(case, "cuda"))) == {"fastattn-cuda", "fastattn-triton"}
+    names = ("fastattn-cuda", "fastattn-triton", "fastattn-cuda-hopper")
+    assert set(peers.ours(make_problem(case, "cuda"))) == {*names}
+    assert set(found["forward"]["times"]) & {*names} == set(
+        peers.serving(make_problem(case, "cuda"))[0]
+    )

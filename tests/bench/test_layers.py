@@ -99,7 +99,7 @@ def test_a_measurement_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     real = memory._measured
     monkeypatch.setattr(memory, "_PEERS", ("sdpa-cudnn",))
     monkeypatch.setattr(
-        memory, "_measured", lambda *args: 1000 if args[2] == "fastattn" else real(*args)
+        memory, "_measured", lambda *args: 1000 if args[1] == "fastattn" else real(*args)
     )
     found = memory.compare(MemoryCase("m", 1, 1, 16, 16))
     assert "it is for GPUs alone" in found["refused"]["sdpa-cudnn"]

@@ -483,8 +483,8 @@ WRONG_ARGUMENTS = [
     (
         {"backend": "gpu"},
         ValueError,
-        'backend must be None, "cpu", "cuda", "triton", "cuda-hopper", "cuda-emulated", '
-        '"cuda-hopper-emulated" or "reference"; '
+        'backend must be None or one of "cpu", "cuda", "triton", "cuda-hopper", '
+        '"cuda-emulated", "cuda-hopper-emulated", "reference"; '
         "got 'gpu'.",
     ),
 ]

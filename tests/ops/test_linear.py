@@ -17,13 +17,6 @@ pytestmark = pytest.mark.skipif(
 SHAPES = [(1, 1, 1), (48, 32, 192), (49, 33, 193), (97, 384, 50), (385, 400, 7), (130, 97, 400)]
 
 
-@pytest.fixture(params=cpu.instruction_sets())
-def instruction_set(request: pytest.FixtureRequest):
-    cpu.set_instruction_set(request.param)
-    yield request.param
-    cpu.set_instruction_set(None)
-
-
 @pytest.fixture
 def ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our product, on whatever CPU the tests run."""
@@ -39,8 +32,7 @@ def assert_close(ours: torch.Tensor, torchs: torch.Tensor, truth: torch.Tensor) 
 @pytest.mark.parametrize(("m", "n", "k"), SHAPES)
 @pytest.mark.parametrize("a_transposed", [False, True])
 @pytest.mark.parametrize("b_transposed", [False, True])
-def test_product(instruction_set, m, n, k, a_transposed, b_transposed) -> None:
-    torch.manual_seed(m + n + k)
+def test_product(cpu_kernels, m, n, k, a_transposed, b_transposed) -> None:
     # Views of wider matrices: rows are apart, and what lies between them must not be read.
     a = torch.full((k, m + 3) if a_transposed else (m, k + 3), torch.nan)[:, :-3].normal_()
     b = torch.full((n, k + 5) if b_transposed else (k, n + 5), torch.nan)[:, :-5].normal_()
@@ -57,7 +49,6 @@ def test_product(instruction_set, m, n, k, a_transposed, b_transposed) -> None:
 
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_linear_and_its_gradients(ours, with_bias) -> None:
-    torch.manual_seed(0)
     x = torch.randn(3, 50, 70, requires_grad=True)
     weight = torch.randn(90, 70, requires_grad=True)
     bias = torch.randn(90, requires_grad=True) if with_bias else None
@@ -77,7 +68,6 @@ def test_linear_and_its_gradients(ours, with_bias) -> None:
 @pytest.mark.parametrize("used", [(0, 1, 2), (0, 2), (1,)])
 @pytest.mark.parametrize("frozen", [None, 0, 1, 3])
 def test_several_on_one_input(ours, with_bias, used, frozen) -> None:
-    torch.manual_seed(0)
     x, *parameters = torch.randn(3, 40, 20), *(torch.randn(n, 20) for n in (30, 30, 70))
     parameters += [torch.randn(n) for n in (30, 30, 70)] if with_bias else []
     inputs = [t.requires_grad_(index != frozen) for index, t in enumerate((x, *parameters))]
@@ -102,7 +92,6 @@ def test_several_on_one_input(ours, with_bias, used, frozen) -> None:
 
 
 def test_second_derivative(ours) -> None:
-    torch.manual_seed(0)
     x = torch.randn(20, 16, requires_grad=True)
     weight = torch.randn(24, 16, requires_grad=True)
 
@@ -115,18 +104,13 @@ def test_second_derivative(ours) -> None:
         torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-4)
 
 
-def test_same_bits_on_any_number_of_threads() -> None:
-    torch.manual_seed(0)
+def test_same_bits_on_any_number_of_threads(num_threads) -> None:
     a, b = torch.randn(500, 300), torch.randn(200, 300)
     products = []
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            products.append(torch.empty(500, 200))
-            cpu.matmul(products[-1], a, b, b_transposed=True)
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        products.append(torch.empty(500, 200))
+        cpu.matmul(products[-1], a, b, b_transposed=True)
     assert torch.equal(products[0], products[1]) and torch.equal(products[0], products[2])
 
 

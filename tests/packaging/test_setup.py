@@ -173,9 +173,20 @@ def test_an_unknown_architecture(script: ModuleType, monkeypatch: pytest.MonkeyP
 def test_missing_compiler(tmp_path: Path) -> None:
     result = build(tmp_path, CXX="no-such-compiler")
     assert result.returncode != 0
-    assert "needs a C++17 compiler; found none (no-such-compiler)" in result.stderr
+    assert "needs g++ 11 or newer; found none (no-such-compiler)" in result.stderr
     assert "apt-get install g++" in result.stderr
     assert "FASTATTN_SKIP_NATIVE=1" in result.stderr
+
+
+def test_a_compiler_that_is_not_gcc(tmp_path: Path) -> None:
+    # What CMake would find out of clang.
+    found = {"COMPILER_ID": "Clang", "COMPILER_VERSION": "14.0.6", "COMPILER_ID_RUN": "TRUE"}
+    found |= {"STANDARD_COMPUTED_DEFAULT": "17", "EXTENSIONS_COMPUTED_DEFAULT": "ON"}
+    arguments = " ".join(f"-DCMAKE_CXX_{name}={value}" for name, value in found.items())
+    result = build(tmp_path, CMAKE_ARGS=arguments)
+    assert result.returncode != 0
+    assert "the compiler must be g++ 11 or newer; got Clang 14.0.6." in result.stderr
+    assert "failed at this step: configure" in result.stderr
 
 
 def test_bad_number_of_jobs(tmp_path: Path) -> None:

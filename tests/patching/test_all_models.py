@@ -24,7 +24,7 @@ HEADS = [(x, name) for x in CASES for name in x.classes()] if HAS_ATTENTION_INTE
 GENERATING = [(case, name) for case, name in HEADS if case.generates(name)]
 
 
-def in_float32(case: Case, batch: dict[str, Any]) -> dict[str, Any]:
+def in_float32(batch: dict[str, Any]) -> dict[str, Any]:
     """The same inputs for a model in float32."""
     return {
         name: x.float() if torch.is_tensor(x) and x.is_floating_point() else x
@@ -42,7 +42,7 @@ def test_float32_is_as_accurate_as_eager(case: Case, head: str):
     for padding in ("right", "left"):
         batch, mask = make_batch(case, truth, padding), make_mask(padding)
         expected = step(truth, batch, mask)
-        of_stock, of_ours = (step(x, in_float32(case, batch), mask) for x in (stock, ours))
+        of_stock, of_ours = (step(x, in_float32(batch), mask) for x in (stock, ours))
         assert of_ours[0].keys() == of_stock[0].keys() == expected[0].keys()
         assert of_ours[1].keys() == of_stock[1].keys() == expected[1].keys()
         largest = max(float(x.abs().max()) for x in expected[1].values())
@@ -62,7 +62,7 @@ def test_dropout_by_seed_and_by_law(case: Case):
     stock = case.with_dropout(0.1).make(head).float()
     ours = copy.deepcopy(stock)
     fastattn.patch(ours)
-    batch = in_float32(case, make_batch(case, stock, "right"))
+    batch = in_float32(make_batch(case, stock, "right"))
 
     @torch.no_grad()
     def draw(model: Any, seed: int) -> torch.Tensor:

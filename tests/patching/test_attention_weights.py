@@ -166,6 +166,16 @@ def test_with_hidden_states_and_as_tuples(make_bert, make_batch, any_family):
             assert [z.shape for z in x] == [z.shape for z in y]
 
 
+def test_weights_are_cast_as_attention_casts():
+    """A state of 16 bits goes to the other type of 16 bits, and with it the weights."""
+    q, k, v = torch.randn(3, 2, 5, 2, 8).bfloat16().unbind()
+    with torch.autocast("cpu", torch.float16):
+        out, weights = attention_and_weights(q, k, v)
+        expected = fastattn.attention(q, k, v)
+    assert out.dtype == weights.dtype == expected.dtype == torch.float16
+    torch.testing.assert_close(out, expected, atol=2e-3, rtol=2e-3)
+
+
 def test_autocast(make_bert, make_batch):
     stock, ours = make_bert("BertModel").eval(), make_bert("BertModel").eval()
     fastattn.patch(ours)

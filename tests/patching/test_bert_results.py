@@ -38,7 +38,7 @@ def forced_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def widths(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
+def widths() -> Iterator[list[tuple[int, ...]]]:
     """Shapes of the hidden states that reach each patched encoder's layers."""
     shapes: list[tuple[int, ...]] = []
 

@@ -123,9 +123,7 @@ def test_heads_that_read_every_row_get_every_row(make_bert, make_batch):
 
 
 @pytest.mark.parametrize("what", ["subclass", "hook", "wrapped"])
-def test_other_peoples_modules_are_called(
-    make_bert, make_batch, run_step, assert_close, what, monkeypatch
-):
+def test_other_peoples_modules_are_called(make_bert, make_batch, run_step, assert_close, what):
     """An adapter in a layer's place, a hook on it, or a wrapper around its forward."""
     calls = []
 
@@ -197,9 +195,7 @@ def test_hidden_dropout_keeps_the_mean(make_bert):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_bfloat16_is_as_accurate_as_stock(
-    make_bert, make_batch, run_step, assert_close, head, autocast
-):
+def test_bfloat16_is_as_accurate_as_stock(make_bert, make_batch, run_step, head, autocast):
     truth = run_step(make_bert(head, torch.float64), make_batch(head))
     steps = []
     for patched in (False, True):

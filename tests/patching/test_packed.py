@@ -419,7 +419,7 @@ def test_what_is_no_packed_batch_is_refused(make_bert, make_batch):
 
 
 @needs_interface
-def test_positions_that_are_paddings_are_refused(make_bert, make_batch):
+def test_positions_that_are_paddings_are_refused(make_bert):
     name = "RobertaForTokenClassification"
     model = make_bert(name)
     fastattn.patch(model)
@@ -438,7 +438,7 @@ def test_transformers_4_is_refused(make_bert, make_batch):
 
 
 @needs_interface
-def test_unpatch_takes_it_back(make_bert, make_batch):
+def test_unpatch_takes_it_back(make_bert):
     model = make_bert(HEAD)
     fastattn.patch(model)
     fastattn.unpatch(model)

@@ -265,7 +265,7 @@ def test_pickle(make_bert, make_batch, head):
     assert not any(x[6] or x[7] for x in _state(twin))
 
 
-def test_hooks_after_loading_do_not_collide(make_bert, make_batch):
+def test_hooks_after_loading_do_not_collide(make_bert):
     """The numbers of hooks start at 0 in every process; loaded hooks must not be overwritten."""
     model = make_bert(HEAD)
     fastattn.patch(model)

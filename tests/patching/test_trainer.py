@@ -128,7 +128,7 @@ def test_resume_from_a_checkpoint(make_trainer):
     assert torch.equal(_weights(resumed), _weights(through))
 
 
-def test_a_checkpoint_of_the_trainer_is_ordinary(make_trainer, make_bert, make_batch):
+def test_a_checkpoint_of_the_trainer_is_ordinary(make_trainer, make_batch):
     trainer = make_trainer("saved", True)
     trainer.train()
     trainer.save_model()

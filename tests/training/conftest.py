@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import fastattn
 from fastattn.data.packing import PackedCollator
-from fastattn.modules.encoder import HAS_ATTENTION_INTERFACE
 
 SEQUENCES = "BertForSequenceClassification"
 TOKENS = "BertForTokenClassification"
@@ -95,13 +94,8 @@ def assert_same(ours: list[Tensor], stock: list[Tensor]) -> None:
     torch.testing.assert_close(ours, stock, atol=2e-6, rtol=2e-5)
 
 
-needs_interface = pytest.mark.skipif(
-    not HAS_ATTENTION_INTERFACE, reason="heads of Transformers 4.x take no packed batches"
-)
-
-
 class Tools:
-    """What the tests of this folder share, for they cannot import each other's files."""
+    """What the tests of this folder share."""
 
     model: Callable[..., Any] = staticmethod(make_model)
     pair: Callable[..., tuple[Any, Any]] = staticmethod(make_pair)

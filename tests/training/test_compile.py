@@ -158,7 +158,7 @@ def test_a_full_graph_with_dropout(tools):
     assert not torch.equal(losses[0], losses[2])
 
 
-def test_float64_and_autocast(tools):
+def test_autocast(tools):
     _, ours = tools.pair()
     compiled = torch.compile(ours, backend="aot_eager")
     batch = tools.batch(FIRST[0])

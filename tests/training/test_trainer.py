@@ -50,7 +50,7 @@ def _texts(of_tokens: bool) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def train(tools, tmp_path, monkeypatch):
+def train(tmp_path, monkeypatch):
     """train(model, texts, collator, kind, **arguments) -> the trainer, after its training."""
     AcceleratorState._reset_state()
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
