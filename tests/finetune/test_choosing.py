@@ -150,7 +150,7 @@ def test_what_a_task_cannot_do_is_refused(change: dict[str, Any]) -> None:
         _Spans().check(FinetuneConfig(**change))
 
 
-def test_altered_copies(config: FinetuneConfig) -> None:
+def test_altered_copies() -> None:
     text = "this is not a film that anybody should ever miss , and I did n't like it at all " * 3
     rows = [{"text": text, "label": 1}, {"text": "no", "label": 0}]
     altered = augment(rows, "text", 2, seed=0)

@@ -197,7 +197,7 @@ def test_a_model_without_a_mask_token(config: FinetuneConfig) -> None:
         finetune(replace(config, model="marian-tiny", output=None))
 
 
-def test_lines_of_a_text_file(config: FinetuneConfig, tmp_path: Path) -> None:
+def test_lines_of_a_text_file(tmp_path: Path) -> None:
     file = tmp_path / "texts.txt"
     file.write_text("\n".join(f"Sentence number {n}." for n in range(30)), encoding="utf-8")
     data = MaskedLM().load_data(FinetuneConfig(task="masked-lm", data=str(file)))
