@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from fastattn.data.readers.lines import printable_value, value_problem
+from fastattn.data.readers.lines import checked_record
 from fastattn.data.readers.record import BadRow, Record
 from fastattn.data.readers.sources import split_of
 
@@ -27,11 +27,7 @@ def read_hub_sets(
                 column: rename(fields[column]) if (rename := named.get(column)) else fields[column]
                 for column in fields
             }
-            problem = value_problem(row)
-            if problem:
-                yield split, BadRow(origin, number, *problem, printable_value(row))
-            else:
-                yield split, Record(origin, number, row)
+            yield split, checked_record(origin, number, row)
 
 
 def _namer(feature: Any) -> Callable[[Any], Any] | None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from fastattn.data.readers.lines import (
     byte_problem,
+    checked_record,
     decoded_lines,
     printable,
     printable_value,
-    value_problem,
 )
 from fastattn.data.readers.record import (
     BadRow,
@@ -70,10 +70,7 @@ def _checked(name: str, number: int, fields: Any) -> Record | BadRow:
         rule = f"each row must be a JSON object; got {shorten(fields)}"
         return BadRow(name, number, rule, f"Write it as {_EXAMPLE}.", printable_value(fields))
     # Escapes such as \u0000 and \ud83d come to light here alone.
-    problem = value_problem(fields)
-    if problem:
-        return BadRow(name, number, *problem, printable_value(fields))
-    return Record(name, number, fields)
+    return checked_record(name, number, fields)
 
 
 def read_json(path: Path, name: str, options: ReadOptions) -> Iterator[Record | BadRow]:

@@ -139,6 +139,14 @@ def printable_value(value: Any) -> Any:
     return list(map(printable_value, value)) if isinstance(value, list) else value
 
 
+def checked_record(origin: str, number: int, fields: dict[str, Any]) -> Record | BadRow:
+    """Returns a row of JSON, Parquet or the Hub, unless characters of it cannot be written."""
+    problem = value_problem(fields)
+    if problem:
+        return BadRow(origin, number, *problem, printable_value(fields))
+    return Record(origin, number, fields)
+
+
 def read_lines(path: Path, name: str, options: ReadOptions) -> Iterator[Record | BadRow]:
     """Yields {"text": ...}: each line of a text file that holds something, or the whole file."""
     if options.whole_files:

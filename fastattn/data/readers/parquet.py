@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fastattn.data.readers.lines import printable_value, value_problem
+from fastattn.data.readers.lines import checked_record
 from fastattn.data.readers.record import (
     NOTHING_REQUIRED,
     BadRow,
@@ -45,11 +45,7 @@ def read_parquet(
             for batch in file.iter_batches(batch_size=_BATCH):
                 for fields in batch.to_pylist():
                     number += 1
-                    problem = value_problem(fields)
-                    if problem:
-                        yield BadRow(name, number, *problem, printable_value(fields))
-                    else:
-                        yield Record(name, number, fields)
+                    yield checked_record(name, number, fields)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"data: {name} must be a Parquet file; got one that is not ({error}). "
