@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,8 @@ def load_tokenizer(source: str, config: FinetuneConfig, **settings: Any) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
+    with _loading(source):
         tokenizer = AutoTokenizer.from_pretrained(source, **_offline(source), **settings)
-    except ImportError:
-        raise  # of a library for this kind, which it names
-    except Exception as error:  # broken files end in errors of all kinds
-        raise _unusable(source, error) from error
     _check_tokenizer(tokenizer, source)
     return set_limits(tokenizer, config)
 
@@ -145,12 +142,8 @@ def load_config(
     """
     from transformers import AutoConfig
 
-    try:
+    with _loading(source):
         model_config = AutoConfig.from_pretrained(source, **_offline(source))
-    except ImportError:
-        raise
-    except Exception as error:
-        raise _unusable(source, error) from error
     return adapt_config(model_config, source, config, auto_model, label_names)
 
 
@@ -207,7 +200,7 @@ def load_model(source: str, model_config: Any, auto_model: Any) -> Any:
     """
     import torch
 
-    try:
+    with _loading(source):
         model, found = auto_model.from_pretrained(
             source,
             config=model_config,
@@ -216,10 +209,6 @@ def load_model(source: str, model_config: Any, auto_model: Any) -> Any:
             ignore_mismatched_sizes=True,
             **_offline(source),
         )
-    except ImportError:
-        raise
-    except Exception as error:
-        raise _unusable(source, error) from error
     _check_weights(model, found, source)
     return model
 
@@ -316,6 +305,17 @@ def _offline(source: str) -> dict[str, Any]:
     from fastattn.data.sources import hub_is_reachable
 
     return {"local_files_only": Path(source).is_dir() or not hub_is_reachable()}
+
+
+@contextlib.contextmanager
+def _loading(source: str) -> Iterator[None]:
+    """Says what cannot be loaded: broken files end in errors of all kinds."""
+    try:
+        yield
+    except ImportError:
+        raise  # of a library for this kind, which it names
+    except Exception as error:
+        raise _unusable(source, error) from error
 
 
 def _unusable(source: str, error: Exception) -> ValueError:
