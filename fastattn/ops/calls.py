@@ -87,18 +87,7 @@ def register(
         The function by which to call it, with arguments by position.
     """
     through_dispatcher = register_for_dispatcher(name, run, backward, setup_context)
-    apply = past_functorch(_function(name, run, backward, setup_context))
-
-    def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling():  # a compiler traces nothing of the rest
-            return through_dispatcher(*args)
-        tensors = [x for x in args if isinstance(x, Tensor)]
-        if not is_plain_call(*tensors):
-            return through_dispatcher(*args)
-        differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-        return apply(*args) if differentiable else run(*args)
-
-    return call
+    return plain_or(through_dispatcher, _function(name, run, backward, setup_context))
 
 
 def register_for_dispatcher(
@@ -136,6 +125,28 @@ def _function(
         "backward": staticmethod(backward),
     }
     return type(name, (torch.autograd.Function,), methods)
+
+
+def plain_or(otherwise: Callable[..., Any], function: Any) -> Callable[..., Any]:
+    """Returns a function that serves plain calls by an ``autograd.Function``, any other otherwise.
+
+    Args:
+        otherwise: called with the same arguments, the first of which is a tensor.
+        function: without a context in its ``forward``, which alone runs where nothing has a
+            gradient.
+    """
+    apply = past_functorch(function)
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():  # a compiler traces nothing of the rest
+            return otherwise(*args)
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        if not is_plain_call(*tensors):
+            return otherwise(*args)
+        differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        return apply(*args) if differentiable else function.forward(*args)
+
+    return call
 
 
 def past_functorch(function: Any) -> Any:

@@ -90,14 +90,15 @@ def choose_backend(op: str, x: Tensor, backend: str | None) -> str:
         ValueError: there is no backend of that name.
         BackendError: it cannot serve the call; the message says why.
     """
-    if backend is None and cpu.serves_hidden(x.device.type):
-        return cpu.NAME  # what select comes to, without its 2 us
-    return backends.select(HiddenCall(op, x.device.type, x.dtype, x.shape[-1]), backend)
+    return _select(op, x, x.shape[-1], backend)
 
 
 def is_fused(op: str, x: Tensor, hidden_size: int) -> bool:
     """Whether there are kernels for an operator on tensors like x with so many columns."""
-    if cpu.serves_hidden(x.device.type):
-        return True
-    call = HiddenCall(op, x.device.type, x.dtype, hidden_size)
-    return backends.select(call) != backends.REFERENCE
+    return _select(op, x, hidden_size) != backends.REFERENCE
+
+
+def _select(op: str, x: Tensor, hidden_size: int, backend: str | None = None) -> str:
+    if backend is None and cpu.serves_hidden(x.device.type):
+        return cpu.NAME  # what select comes to, without its 2 us
+    return backends.select(HiddenCall(op, x.device.type, x.dtype, hidden_size), backend)

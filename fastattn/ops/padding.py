@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch._library import fake_impl
 
-from fastattn.ops.calls import is_plain_call, past_functorch
+from fastattn.ops.calls import plain_or
 from fastattn.ops.checks import as_int, is_known
 
 _IGNORED_LABEL = -100
@@ -376,21 +376,14 @@ def pad_sequences(rows: Tensor, layout: PackedLayout) -> Tensor:
 
 def gather_rows(rows: Tensor, indices: Tensor) -> Tensor:
     """Returns ``rows[indices]``; the indices must be distinct."""
-    return _apply(_GatherRows, rows, indices)
+    gathered: Tensor = _gather(rows, indices)
+    return gathered
 
 
 def scatter_rows(rows: Tensor, indices: Tensor, num_rows: int) -> Tensor:
     """Returns (num_rows, ...) zeros with ``rows`` at the distinct ``indices``."""
-    return _apply(_ScatterRows, rows, indices, num_rows)
-
-
-def _apply(function: Any, rows: Tensor, *args: Any) -> Tensor:
-    """Applies an ``autograd.Function``, in a plain call without torch's Python around it."""
-    if torch.compiler.is_compiling() or not is_plain_call(rows):
-        return function.apply(rows, *args)
-    if torch.is_grad_enabled() and rows.requires_grad:
-        return past_functorch(function)(rows, *args)
-    return function.forward(rows, *args)
+    scattered: Tensor = _scatter(rows, indices, num_rows)
+    return scattered
 
 
 class _GatherRows(torch.autograd.Function):
@@ -427,6 +420,10 @@ class _ScatterRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (indices,) = ctx.saved_tensors
         return gather_rows(grad, indices), None, None
+
+
+_gather = plain_or(lambda *args: _GatherRows.apply(*args), _GatherRows)
+_scatter = plain_or(lambda *args: _ScatterRows.apply(*args), _ScatterRows)
 
 
 def _check_mask(function: str, attention_mask: Tensor) -> None:
