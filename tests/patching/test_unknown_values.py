@@ -19,22 +19,24 @@ pytestmark = pytest.mark.skipif(
 HEADS = ("ForSequenceClassification", "ForTokenClassification")
 
 
-@pytest.mark.parametrize("end", HEADS)
-def test_meta_tensors(make_bert, make_batch, any_family, end):
-    model = make_bert(any_family + end, problem_type="single_label_classification")
+@pytest.fixture(params=HEADS)
+def patched(request, make_bert, make_batch, any_family):
+    """A model, a batch for it, and what it returns."""
+    head = any_family + request.param
+    model = make_bert(head, problem_type="single_label_classification")
     fastattn.patch(model)
-    batch = make_batch(any_family + end)
-    expected = model(**batch)
+    batch = make_batch(head)
+    return model, batch, model(**batch)
+
+
+def test_meta_tensors(patched):
+    model, batch, expected = patched
     result = model.to("meta")(**{name: x.to("meta") for name, x in batch.items()})
     assert result.loss.is_meta and result.logits.shape == expected.logits.shape
 
 
-@pytest.mark.parametrize("end", HEADS)
-def test_fake_tensors(make_bert, make_batch, any_family, end):
-    model = make_bert(any_family + end, problem_type="single_label_classification")
-    fastattn.patch(model)
-    batch = make_batch(any_family + end)
-    expected = model(**batch)
+def test_fake_tensors(patched):
+    model, batch, expected = patched
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         result = model(**{name: mode.from_tensor(x) for name, x in batch.items()})
