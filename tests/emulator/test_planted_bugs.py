@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from fastattn import dropout, testing
+from tests.emulator.memory import apart
 
 DRIVER = Path(__file__).with_name("attention_driver.cpp")
 UNITS = ("attention_fwd", "attention_bwd", "attention_dkdv", "attention_dq", "attention_dbias")
@@ -424,7 +425,8 @@ def run(library: ctypes.CDLL, case: Case) -> testing.Outputs | str:
     tensors["seed"] = dropout.draw_seed(q.device, inputs.generator())
     for name in ("cu_seqlens_q", "key_padding_mask"):
         if name in inputs.options:
-            tensors[name] = inputs.options[name].contiguous()
+            tensors[name] = inputs.options[name]
+    tensors = {name: apart(x) for name, x in tensors.items()}
     if packed:
         tensors["cu_seqlens_k"] = tensors["cu_seqlens_q"]
     call = Call(
