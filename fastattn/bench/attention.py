@@ -45,6 +45,7 @@ QUICK_ROUNDS = 3
 _GPU_FACTOR = 2  # as many rounds: a call takes less than a millisecond
 _WARMUP = 1  # beside the run that is verified
 _BUDGET_S = 2.5  # of a pass of a case: fewer rounds than ROUNDS where a round takes seconds
+_SCALING_ROUNDS = 4  # times ROUNDS, of two candidates alone
 
 # The backward pass takes five products of seqlen x seqlen x head_dim, the forward pass two.
 _FLOPS = {"forward": 1.0, "backward": 2.5, "forward_backward": 3.5}
@@ -266,7 +267,7 @@ def thread_scaling(case: AttentionCase, rounds: int) -> dict[str, Any]:
     try:
         for name in ("forward", "forward_backward"):
             runs = {str(threads): on_threads(threads, passes[name]) for threads in (1, 2)}
-            times_ms = interleave(runs, rounds, _WARMUP, budget_s=_BUDGET_S)
+            times_ms = interleave(runs, _SCALING_ROUNDS * rounds, _WARMUP, budget_s=_BUDGET_S)
             times = {threads: summary(values) for threads, values in times_ms.items()}
             ratio = times["1"]["median_ms"] / times["2"]["median_ms"]
             result[name] = {"times": times, "ratio": ratio}

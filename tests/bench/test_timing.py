@@ -46,6 +46,29 @@ def test_a_budget_ends_the_rounds_but_not_before_the_third() -> None:
         assert len(times_ms["fastattn"]) == rounds
 
 
+def test_a_budget_is_stretched_where_times_lie_apart() -> None:
+    """A machine that is slow for the first rounds is not what the median shows."""
+    clock = Clock()
+    seconds = iter([2.0, 2.0, *[1.0] * 20])
+    candidates = {
+        "fastattn": lambda: clock.takes("fastattn", next(seconds)),
+        "sdpa": lambda: clock.takes("sdpa", 0.25),
+    }
+    stopwatch = partial(timing.by_clock, clock=clock)
+    times_ms = timing.interleave(candidates, 20, 0, stopwatch, budget_s=5.0)
+    assert times_ms["fastattn"] == [2000.0] * 2 + [1000.0] * 7
+    assert timing.summary(times_ms["fastattn"])["median_ms"] == 1000.0
+
+
+def test_times_that_never_agree_end_all_the_same() -> None:
+    clock = Clock()
+    seconds = iter([1.0, 2.0] * 10)
+    candidates = {"fastattn": lambda: clock.takes("fastattn", next(seconds))}
+    stopwatch = partial(timing.by_clock, clock=clock)
+    times_ms = timing.interleave(candidates, 20, 0, stopwatch, budget_s=3.0)
+    assert times_ms["fastattn"] == [1000.0, 2000.0] * 3 + [1000.0]
+
+
 def test_the_better_of_two_of_ours_is_the_ratio() -> None:
     found = timing.compare({"fastattn-cuda": [2.0], "fastattn-triton": [1.0], "flex": [3.0]})
     assert found["ratio"] == 3.0
