@@ -6,6 +6,9 @@ ARGS ?=
 # Number of parallel test processes; each gets one OpenMP thread so that they do not fight for cores.
 TEST_JOBS ?= logical
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Containers often set it. The tests start some hundred processes, and each would compile the modules
+# of torch and transformers again: 16 s where reading their bytecode takes 8 (2026-11-30).
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := $(VENV)/bin
 # A stamp says: this set of extras is installed from the files as they are now.
@@ -99,4 +102,4 @@ dist: $(DEV_READY) ## Build the source archive and, from it, the wheel, into dis
 clean: ## Remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info fastattn/_C*.so fastattn/_emulated*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	find fastattn tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find fastattn tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +
