@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastattn.bench import results
+from fastattn.bench import results, tables
 from fastattn.bench.tables import Table
 from fastattn.bench.timing import is_ours, ratios_of, summary
 
@@ -29,16 +29,32 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     """Reads a result file, or one of ``pytest bench``; returns its results by kind.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither, or parts of it are missing.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         content = None
-    if isinstance(content, dict) and HEAD in content and "benchmarks" in content:
-        return _of_pytest(content)
-    result = results.read(path)
-    return {result["kind"]: result}
+    is_pytests = isinstance(content, dict) and HEAD in content and "benchmarks" in content
+    result = {} if is_pytests else results.read(path)
+    try:
+        found = _of_pytest(content) if is_pytests else {result["kind"]: result}
+        for one in found.values():
+            _check_whole(one)
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise ValueError(
+            f"bench compare: a result file must be whole; got {path}, of which parts are missing "
+            f"or are something else ({type(error).__name__}: {error}). Measure again."
+        ) from error
+    return found
+
+
+def _check_whole(result: dict[str, Any]) -> None:
+    """Uses what a comparison uses."""
+    tables.provenance(result)
+    _ = result["machine"]["slug"], _names(result)
+    for times in _passes(result).values():
+        _row(times, times)
 
 
 def _of_pytest(content: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -22,8 +22,10 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import re
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,12 @@ FILE_NAMES = {
 }
 
 _VERSIONS = ("python", "torch", "transformers", "fastattn")
+_TYPES = {
+    **dict.fromkeys(("kind", "command", "date"), str),
+    **dict.fromkeys(("quick", "partial"), bool),
+    **dict.fromkeys(("machine", "versions"), dict),
+    "cases": list,
+}
 
 
 def machine(kind: str) -> dict[str, Any]:
@@ -131,7 +139,7 @@ def choose_path(kind: str, output: str | None) -> Path:
     current folder.
 
     Raises:
-        ValueError: there is something else in that place.
+        ValueError: there is something else in that place, or nothing can be written there.
     """
     if output is not None:
         path = Path(output).expanduser()
@@ -144,7 +152,22 @@ def choose_path(kind: str, output: str | None) -> Path:
         path = folder / FILE_NAMES[kind]
     if path.exists():
         _check_replaceable(path, kind)
+    _check_writable(path.parent)
     return path
+
+
+def _check_writable(folder: Path) -> None:
+    """Tries to write where the folder is or would be made: a run may take an hour."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"bench: output must be a place that can be written to; got {folder}: "
+            f"{error.strerror}. Give another place with --output."
+        ) from error
 
 
 def _check_replaceable(path: Path, kind: str) -> None:
@@ -183,17 +206,19 @@ def last_committed(result: dict[str, Any]) -> Path:
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    """Writes a result file, and the folder it lies in."""
+    """Writes a result file, and the folder it lies in. An older one stays until this is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_rounded(result), indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, path)
 
 
 def read(path: Path) -> dict[str, Any]:
     """Reads a result file.
 
     Raises:
-        ValueError: it is not one, or of another schema version.
+        ValueError: it is not one, of another schema version, or parts of it are missing.
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -206,6 +231,14 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"bench: a result file must have schema {SCHEMA!r}, version {SCHEMA_VERSION}; got "
             f"{path} without it. Measure again with this version of fastattn."
+        )
+    wrong = [name for name, kind in _TYPES.items() if not isinstance(result.get(name), kind)]
+    if result.get("kind") not in FILE_NAMES:
+        wrong.insert(0, "kind")
+    if wrong:
+        raise ValueError(
+            f"bench: a result file must be whole; got {path}, whose {wrong[0]!r} is missing or is "
+            f"{result.get(wrong[0])!r:.60}. Remove it or measure again."
         )
     return result
 

@@ -84,6 +84,29 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "a result file must be JSON" in done.output
 
 
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [{"name": "dense-fp32", "forward": {"times": {}}}],
+        [{"name": "dense-fp32", "forward": {"times": {"fastattn": {"median_ms": 1.0}}}}],
+        [{"forward": {}}],
+        ["dense-fp32"],
+    ],
+)
+def test_a_result_with_parts_missing_is_refused(tmp_path: Path, cases: list[Any]) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(read("attention") | {"cases": cases}))
+    with pytest.raises(ValueError, match=r"a result file must be whole; got .*a\.json"):
+        comparison.read(tmp_path / "a.json")
+
+
+def test_results_of_pytest_with_parts_missing_are_refused(tmp_path: Path) -> None:
+    content = pytest_json()
+    del content["benchmarks"][0]["extra_info"]
+    (tmp_path / "quick.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"must be whole; got .*quick\.json.*extra_info"):
+        comparison.read(tmp_path / "quick.json")
+
+
 def pytest_json(median_s: float = 0.002) -> dict[str, Any]:
     """What ``pytest bench`` stores of one pass of one case, of two implementations."""
     stats = {"median": median_s, "q1": median_s * 0.9, "q3": median_s * 1.1, "rounds": 3}

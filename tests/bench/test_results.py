@@ -237,7 +237,8 @@ def test_a_full_run_in_the_sources_is_saved_by_machine(monkeypatch: pytest.Monke
     [
         ("my notes", "must be a new file or an older result of this command"),
         ('{"schema": "other"}', "must be a new file or an older result of this command"),
-        ('{"schema": "fastattn-bench", "schema_version": 1, "kind": "bert"}', "of `bench bert`"),
+        ('{"schema": "fastattn-bench", "schema_version": 1}', "must be a new file or an older"),
+        ((FIXTURES / "cpu-bert.json").read_text(), "a result of `bench bert`"),
     ],
 )
 def test_files_of_others_are_not_overwritten(tiny: Path, content: str, message: str) -> None:
@@ -245,6 +246,30 @@ def test_files_of_others_are_not_overwritten(tiny: Path, content: str, message: 
     done = invoke("attention", "--output", "mine.json")
     assert done.exit_code == 2 and message in done.output
     assert (tiny / "mine.json").read_text() == content
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_measuring(tiny: Path) -> None:
+    (tiny / "notes").write_text("mine")
+    done = invoke("attention", "--output", "notes/out.json")
+    assert done.exit_code == 2 and "output must be a place that can be written to" in done.output
+    assert "dense-fp32" not in done.output and (tiny / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "speed"}, "whose 'kind' is missing or is 'speed'"),
+        ({"cases": None}, "whose 'cases' is missing or is None"),
+        ({"machine": "mine"}, "whose 'machine' is missing or is 'mine'"),
+    ],
+)
+def test_a_result_without_its_parts_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    result = json.loads((FIXTURES / "cpu-attention.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps(result | change))
+    with pytest.raises(ValueError, match=message):
+        results.read(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize(
