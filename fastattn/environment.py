@@ -36,6 +36,9 @@ _FEATURES = (
     *("amx_tile", "amx_bf16", "amx_int8", "asimd", "sve", "bf16"),
 )
 
+# That one may ask for: many more end the process where it starts them, and fail others beside it.
+MAX_THREADS = 1_024
+
 _COMMAND_TIMEOUT_S = 10.0
 
 

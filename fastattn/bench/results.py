@@ -25,12 +25,11 @@ import json
 import os
 import re
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import fastattn
-from fastattn import environment
+from fastattn import disk, environment
 
 SCHEMA = "fastattn-bench"
 SCHEMA_VERSION = 1
@@ -152,22 +151,13 @@ def choose_path(kind: str, output: str | None) -> Path:
         path = folder / FILE_NAMES[kind]
     if path.exists():
         _check_replaceable(path, kind)
-    _check_writable(path.parent)
-    return path
-
-
-def _check_writable(folder: Path) -> None:
-    """Tries to write where the folder is or would be made: a run may take an hour."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
+    why_not = disk.why_not_writable(path.parent)  # before a run, which may take an hour
+    if why_not:
         raise ValueError(
-            f"bench: output must be a place that can be written to; got {folder}: "
-            f"{error.strerror}. Give another place with --output."
-        ) from error
+            f"bench: output must be a place that can be written to; got {path} ({why_not}). Give "
+            "another with --output."
+        )
+    return path
 
 
 def _check_replaceable(path: Path, kind: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastattn.cli.errors import clear_errors
+from fastattn.environment import MAX_THREADS
 
 if TYPE_CHECKING:
     from fastattn.bench.kinds import Options
@@ -266,6 +267,10 @@ def _options(
     for name, value in (("threads", threads), ("rounds", rounds)):
         if value is not None and value < 1:
             raise ValueError(f"bench: {name} must be at least 1; got {value}. Set --{name}.")
+    if threads is not None and threads > MAX_THREADS:
+        raise ValueError(
+            f"bench: threads must be at most {MAX_THREADS:,}; got {threads:,}. Set --threads."
+        )
     # Only now: a message about an option does not wait for torch.
     import torch
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from fastattn.data.sources import check_one_meaning
 from fastattn.data.tasks import Layout, check_used, name_columns
+from fastattn.environment import MAX_THREADS
 from fastattn.finetune.defaults import own_settings
 from fastattn.finetune.recipes import RECIPES
 from fastattn.finetune.tasks import DEFAULT_TASK, PACKAGED, TASK_NAMES
@@ -20,7 +21,6 @@ Size = int | Literal["all"]
 
 # A default that the task or the model decides.
 _OWN: Any = None
-_MAX_THREADS = 1_024  # many more end the process where it starts them
 # Settings that go before others: a recipe must not bring one beside the other that is given.
 _GO_BEFORE = {"warmup_steps": "warmup_ratio"}
 # Settings that some tasks alone use, beside those of a layout, which knows its own.
@@ -275,8 +275,8 @@ def _rules() -> Iterator[_Rule]:
         yield field, lambda x: x is None or _whole(x, 1), "a whole number of at least 1"
     yield (
         "threads",
-        lambda x: x is None or (_whole(x, 1) and x <= _MAX_THREADS),
-        f"a whole number of at least 1, and at most {_MAX_THREADS:,}",
+        lambda x: x is None or (_whole(x, 1) and x <= MAX_THREADS),
+        f"a whole number of at least 1, and at most {MAX_THREADS:,}",
     )
     for field in ("seed", "split_seed", "compare_steps", "augment"):
         yield field, lambda x: _whole(x, 0), "a whole number of at least 0"

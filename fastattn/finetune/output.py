@@ -15,10 +15,12 @@ import json
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from fastattn import disk
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
@@ -37,7 +39,7 @@ _RESULTS = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.txt"),
     *(CURVES_FILE, TENSORBOARD, DATABASE, SEARCH_FILE),
 )
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 _DEFAULT_ROOT = "runs"
 
 
@@ -66,16 +68,52 @@ class OutputFolder:
                 "--output, continue that run with --resume, or replace it with --overwrite."
             )
 
+    def check_room(self, num_bytes: int) -> None:
+        """Raises a ValueError unless a run that starts afresh has room for ``num_bytes``."""
+        dropped = [file for entry in self._checkpoints() for file in entry.rglob("*")]
+        room = disk.free_bytes(self.path) + sum(file.lstat().st_size for file in dropped)
+        if room < num_bytes:
+            raise ValueError(
+                f"finetune: output must be on a disk with room for a checkpoint and the model, "
+                f"{num_bytes / 1e6:,.0f} MB; got {self.path} with {room / 1e6:,.0f} MB. Make room, "
+                "or choose another folder with --output."
+            )
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Says what to do where the disk refuses what is written in here.
+
+        Raises:
+            ValueError: it did.
+        """
+        try:
+            yield
+        except Exception as error:
+            why = disk.refusal(error)
+            if why is None:
+                raise
+            checkpoint = self.last_checkpoint()
+            kept = (
+                "There is no checkpoint yet."
+                if checkpoint is None
+                else f"{checkpoint.name} is whole: go on from it with --resume."
+            )
+            raise ValueError(
+                f"finetune: output must be a folder with room for the run; got {self.path} "
+                f"({why}). Make room, or choose another with --output. {kept}"
+            ) from error
+
     def last_checkpoint(self) -> Path | None:
         """Returns the newest checkpoint that was written to its end."""
-        found = {}
-        if self.checkpoints.is_dir():
-            for entry in self.checkpoints.iterdir():
-                match = _CHECKPOINT.fullmatch(entry.name)
-                # The Trainer writes this file last; without all of it the run was killed meanwhile.
-                if match and _read_json(entry / "trainer_state.json"):
-                    found[int(match[1])] = entry
-        return found[max(found)] if found else None
+        # The Trainer writes this file last; without all of it the run was killed meanwhile.
+        whole = [entry for entry in self._checkpoints() if _read_json(entry / "trainer_state.json")]
+        return max(whole, key=lambda entry: int(entry.name.split("-")[1]), default=None)
+
+    def _checkpoints(self) -> list[Path]:
+        """The folders of all checkpoints, whole or not."""
+        if not self.checkpoints.is_dir():
+            return []
+        return [entry for entry in self.checkpoints.iterdir() if _CHECKPOINT.fullmatch(entry.name)]
 
     def check_resumable(self, settings: dict[str, Any], may_change: set[str]) -> Path:
         """Returns the checkpoint to go on from; writes nothing.
@@ -126,10 +164,8 @@ class OutputFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if resume:
             return
-        if self.checkpoints.is_dir():
-            for entry in self.checkpoints.iterdir():
-                if _CHECKPOINT.fullmatch(entry.name):
-                    shutil.rmtree(entry)
+        for entry in self._checkpoints():
+            shutil.rmtree(entry)
         for entry in (self.path / TENSORBOARD).glob("events.out.tfevents.*"):
             entry.unlink()
 
@@ -196,15 +232,9 @@ def _default(stem: str, number: int) -> Path:
 
 
 def _check_writable(path: Path) -> None:
-    """Tries to write where the folder is or would be made, and leaves nothing behind."""
-    existing = path
-    try:
-        while not existing.exists() and existing != existing.parent:
-            existing = existing.parent
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
+    why_not = disk.why_not_writable(path)
+    if why_not:
         raise ValueError(
-            f"finetune: output must be a folder that can be written to; got {path} "
-            f"({error.strerror} at {existing}). Choose another with --output."
-        ) from error
+            f"finetune: output must be a folder that can be written to; got {path} ({why_not}). "
+            "Choose another with --output."
+        )

@@ -104,6 +104,28 @@ def finetune(
     prepared = processes.together(
         lambda: _prepare(config, screen, processes, test, train_on_validation)
     )
+    with prepared.folder.writing():
+        return _run(config, prepared, processes, screen, started)
+
+
+def check_run(config: FinetuneConfig) -> None:
+    """Checks everything that a trial of a search with these settings would; writes nothing.
+
+    Raises:
+        ValueError, DataError, PatchError: as for :func:`finetune`.
+    """
+    silent = Console(quiet=True)
+    _prepare(config, silent, Processes(), test=False, train_on_validation=False)
+
+
+def _run(
+    config: FinetuneConfig,
+    prepared: _Prepared,
+    processes: Processes,
+    screen: Console,
+    started: float,
+) -> FinetuneResult:
+    """Trains, and writes all that a run leaves."""
     folder, replaced = prepared.folder, prepared.before.get("files", [])
     record = _run_record(config, prepared, processes)
     processes.together(lambda: _start(config, prepared, record, processes))
@@ -131,16 +153,6 @@ def finetune(
     folder.write_json(RUN_FILE, {**record, "status": "finished", "finished": _now()})
     report.print_result(screen, prepared.task, metrics, folder.path)
     return FinetuneResult(folder.path, metrics, history)
-
-
-def check_run(config: FinetuneConfig) -> None:
-    """Checks everything that a trial of a search with these settings would; writes nothing.
-
-    Raises:
-        ValueError, DataError, PatchError: as for :func:`finetune`.
-    """
-    silent = Console(quiet=True)
-    _prepare(config, silent, Processes(), test=False, train_on_validation=False)
 
 
 def evaluate_saved(config: FinetuneConfig, folder: Path) -> dict[str, Any]:
@@ -211,6 +223,8 @@ def _prepare(
     tokenizer = task.load_tokenizer(source, data, config)
     set_seed(config.seed)  # a new head is drawn from it
     model = task.load_model(source, tokenizer, data, config)
+    if not config.resume:
+        folder.check_room(_least_bytes(model))
     patch_report = models.accelerate(model) if config.patch else None
     report.print_start(console, config, task, folder.path, data, model, patch_report, processes)
     examples = data.train
@@ -239,6 +253,13 @@ def _prepare(
         validation_set=validation_set,
         test_set=test_set,
     )
+
+
+def _least_bytes(model: Any) -> int:
+    """The bytes that a run surely writes: a checkpoint, with AdamW's two moments, and the model."""
+    parameters = list(model.parameters())
+    trained = sum(p.nbytes for p in parameters if p.requires_grad)
+    return 2 * sum(p.nbytes for p in parameters) + 2 * trained
 
 
 def _encode(

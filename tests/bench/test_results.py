@@ -282,6 +282,7 @@ def test_a_result_without_its_parts_is_refused(
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
         (["--threads", "0"], "bench: threads must be at least 1; got 0."),
+        (["--threads", "100000"], "bench: threads must be at most 1,024; got 100,000."),
         (["--rounds", "0"], "bench: rounds must be at least 1; got 0."),
         (["--case", "nothing"], "bench: case must be one of dense-fp32"),
     ],

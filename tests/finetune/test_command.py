@@ -109,6 +109,18 @@ def test_a_run_in_a_process_of_its_own(config: FinetuneConfig, tmp_path: Path) -
     assert "--batch-size 4" in run["command"]
 
 
+def test_a_disk_that_takes_no_checkpoint(config: FinetuneConfig, tmp_path: Path) -> None:
+    """Files of at most a megabyte stand for a full disk: the model has four."""
+    command = [*COMMAND, *options(config)]
+    limited = ["sh", "-c", 'ulimit -f 2048; exec "$@"', "sh", *command]
+    done = subprocess.run(limited, capture_output=True, text=True)
+    message = " ".join(done.stderr.split())
+    assert done.returncode == 2, message
+    assert "output must be a folder with room for the run" in message
+    assert "(File too large). Make room, or choose another with --output." in message
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
 def test_what_it_says_to_type_next_works(config: FinetuneConfig) -> None:
     from transformers import pipeline
 

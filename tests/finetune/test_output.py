@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,30 @@ def test_the_default_folder_is_a_free_one(tmp_path: Path, monkeypatch: pytest.Mo
     Path("runs/finetune-1").mkdir(parents=True)
     assert choose_folder(None, resume=False).path == Path("runs/finetune-2")
     assert choose_folder(None, resume=True).path == Path("runs/finetune-1")
+
+
+def test_a_disk_without_room_for_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_checkpoint(tmp_path, 2)  # 51 bytes, which a new run drops
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=5_000_000))
+    folder = OutputFolder(tmp_path)
+    folder.check_room(5_000_040)
+    with pytest.raises(ValueError, match=r"for a checkpoint and the model, 7 MB; got .* with 5 MB"):
+        folder.check_room(7_000_000)
+
+
+def test_a_disk_that_becomes_full_is_named(tmp_path: Path) -> None:
+    folder = OutputFolder(tmp_path)
+    with (
+        pytest.raises(ValueError, match=r"room for the run; got .* \(No space left on device\)"),
+        folder.writing(),
+        open("/dev/full", "w") as full,
+    ):
+        full.write("x")
+    make_checkpoint(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"checkpoint-2 is whole: .* --resume"), folder.writing():
+        raise OSError(errno.ENOSPC, "no space")
+    with pytest.raises(FileNotFoundError), folder.writing():
+        (tmp_path / "none").read_text()

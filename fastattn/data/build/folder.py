@@ -7,7 +7,6 @@ builds from sharing it.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastattn import disk
 from fastattn.data.built import (
     DATASET_FILE,
     REJECTS_FILE,
@@ -129,7 +129,7 @@ def staging(output: Path) -> Iterator[Path]:
             _publish(folder, output)
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
-            if _is_disk_error(error):
+            if disk.refusal(error):
                 raise _not_writable(output, error) from error
             raise
     finally:
@@ -169,18 +169,6 @@ def _to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-
-
-def _is_disk_error(error: BaseException) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in _DISK_ERRORS
-    # SQLite's words, where it cannot write its file.
-    return type(error).__module__ == "sqlite3" and any(
-        words in str(error) for words in ("disk is full", "disk I/O error", "readonly")
-    )
 
 
 def _not_writable(output: Path, error: BaseException) -> DataError:
