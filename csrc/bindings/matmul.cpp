@@ -47,6 +47,7 @@ void cpu_matmul(const View& c, const View& a, const View& b, const OptionalView&
 void register_matmul(py::module_& m) {
   m.def("cpu_matmul", &cpu_matmul);
   m.def("cpu_prefers_own_matmul", &cpu::prefers_own_matmul);
+  m.attr("CPU_FEW_ROWS") = cpu::kFewRows;
 }
 
 }  // namespace fastattn::bindings

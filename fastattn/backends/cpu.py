@@ -373,6 +373,11 @@ def prefers_own_matmul() -> bool:
     return _C is not None and _C.cpu_prefers_own_matmul()
 
 
+def few_rows() -> int:
+    """Returns up to how many rows :func:`matmul` serves linear layers without packing weights."""
+    return int(_C.CPU_FEW_ROWS)
+
+
 def matmul(
     c: Tensor,
     a: Tensor,

@@ -2,8 +2,9 @@
 
 On AMD CPUs with AVX-512, torch's float32 matrix product takes a path of half the vector width: 106
 to 112 of 256 GFLOP/s on one core at the shapes of MiniLM's and BERT-base's layers, forward and
-backward; our own product reaches 207 to 234 (Zen 5, torch 2.13, 2026-11-23). Elsewhere, and for
-every other dtype, torch's own product runs.
+backward; our own product reaches 207 to 234 (Zen 5, torch 2.13, 2026-11-23). Without gradients it
+serves a few rows as well, as of one short text. Elsewhere, and for every other dtype, torch's own
+product runs.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastattn.backends import cpu
-from fastattn.ops.calls import is_transforming
+from fastattn.ops.calls import is_plain_call, is_transforming
 from fastattn.ops.tangents import has_tangents
 
 # Below this many rows packing the weights costs more than the faster product gains.
 _MIN_ROWS = 96
+# A single row is a product with a vector, at which torch is as fast.
+_LEAST_ROWS = 2
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -53,10 +56,18 @@ def linears(
     Returns:
         For each weight (..., out_features).
     """
+    given = [bias for bias in biases if bias is not None]
+    parameters = [*weights, *given]
     if _has_rows(x, weights[0]):
-        given = [bias for bias in biases if bias is not None]
-        if len(given) in (0, len(weights)) and _is_ours(x, [*weights, *given]):
+        if len(given) in (0, len(weights)) and _is_ours(x, parameters):
             return tuple(torch.ops.fastattn.linears(x, list(weights), given))
+    elif (
+        _has_few_rows(x, weights[0])
+        and not _needs_gradient(x, *parameters)
+        and _is_ours(x, parameters)
+        and is_plain_call(x, *parameters)
+    ):
+        return tuple([_product(x, w, b) for w, b in zip(weights, biases, strict=True)])
     # torch has no autocast for tensors without data, and says so by raising.
     if x.dtype == torch.float32 and not x.is_meta and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -71,6 +82,16 @@ def _has_rows(x: Tensor, weight: Tensor) -> bool:
     return torch.compiler.is_compiling() or x.numel() >= _MIN_ROWS * weight.shape[-1]
 
 
+def _has_few_rows(x: Tensor, weight: Tensor) -> bool:
+    """Whether there are so few rows that our product does not pack the weights."""
+    columns = weight.shape[-1]
+    return _LEAST_ROWS * columns <= x.numel() <= cpu.few_rows() * columns
+
+
+def _needs_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
 def _is_ours(x: Tensor, parameters: Sequence[Tensor]) -> bool:
     """Whether our product is exact for these tensors and this CPU's faster one."""
     return (
@@ -78,6 +99,7 @@ def _is_ours(x: Tensor, parameters: Sequence[Tensor]) -> bool:
         and x.dtype == torch.float32
         and all(p.dtype == torch.float32 and p.device == x.device for p in parameters)
         and parameters[0].ndim == 2
+        and x.shape[-1] == parameters[0].shape[-1]
         and not torch.is_autocast_enabled("cpu")
         and cpu.prefers_own_matmul()
         and not has_tangents(x, *parameters)
@@ -115,12 +137,16 @@ torch.library.register_fake("fastattn::matmul_sum", _empty_sum)
 
 @torch.library.impl("fastattn::linears", "CPU")
 def _linears(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> list[Tensor]:
-    outputs = _empty_outputs(x, weights, biases)
-    rows = x.flatten(0, -2)
-    for index, (out, weight) in enumerate(zip(outputs, weights, strict=True)):
-        bias = biases[index] if biases else None
-        cpu.matmul(out.flatten(0, -2), rows, weight, bias, b_transposed=True)
-    return outputs
+    return [
+        _product(x, weight, biases[index] if biases else None)
+        for index, weight in enumerate(weights)
+    ]
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out = x.new_empty(*x.shape[:-1], weight.shape[0])
+    cpu.matmul(out.flatten(0, -2), x.flatten(0, -2), weight, bias, b_transposed=True)
+    return out
 
 
 @torch.library.impl("fastattn::matmul", "CPU")
