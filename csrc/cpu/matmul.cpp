@@ -4,8 +4,9 @@
 // a training step. Blocks as in Goto and van de Geijn, "Anatomy of high-performance matrix
 // multiplication", 2008: a panel of kPanelN columns of b and kDepth rows stays in the first-level
 // cache while all rows of a chunk of a stream past it; both chunks stay in the second-level cache.
-// Products of few rows have a kernel of their own.
+// Few rows have a kernel of their own.
 // Each number of c sums over k in the same order, whatever the chunks and the number of threads.
+#include "cpu/few_rows.h"
 #include "cpu/gemm.h"
 #include "cpu/pack.h"
 
@@ -139,106 +140,13 @@ class MatmulUnit {
   float *a_, *b_, *edge_;
 };
 
-// c for few rows of a and columns of b that lie along the depth, as in a linear layer on one short
-// text. Packing b would take longer than its products, so each number of c is the sum of kLanes
-// partial sums. The time is that of reading b: while some of its columns are multiplied, each block
-// of rows prefetches its share of those that come next.
-class FewRows {
- public:
-  static constexpr int64_t kColsOfUnit = 32;
-  static bool serves(const MatmulParams& params) {
-    return params.m <= kFewRows && !params.a_transposed && params.b_transposed;
-  }
-
-  explicit FewRows(const MatmulParams& params) : params_(params) {}
-
-  void run(int64_t col_begin, int64_t col_end) const {
-    for (int64_t col = col_begin; col < col_end; col += kCols) {
-      for (int64_t row = 0; row < params_.m; row += kRows) multiply(row, col);
-    }
-  }
-
- private:
-  // A block of c whose sums are as many vectors as a vector has lanes.
-  static constexpr int kCols = 4;
-  static constexpr int kRows = kLanes<float> / kCols;
-  static_assert(kColsOfUnit % kCols == 0, "whole blocks");
-
-  void multiply(int64_t row, int64_t col) const {
-    const int rows = static_cast<int>(min_of<int64_t>(kRows, params_.m - row));
-    const int cols = static_cast<int>(min_of<int64_t>(kCols, params_.n - col));
-    // What is missing of the last block is its last row or column again, and is not stored.
-    const float *a[kRows], *b[kCols];
-    for (int i = 0; i < kRows; ++i) a[i] = vector_of(params_.a, row + min_of(i, rows - 1));
-    for (int j = 0; j < kCols; ++j) b[j] = vector_of(params_.b, col + min_of(j, cols - 1));
-    Vec<float> sums[kLanes<float>];
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes<float>; ++i) sums[i] = splat(0.0f);
-    const auto add = [&](const auto& part_of) {
-      Vec<float> columns[kCols];
-#pragma GCC unroll 4
-      for (int j = 0; j < kCols; ++j) columns[j] = part_of(b[j]);
-#pragma GCC unroll 4
-      for (int i = 0; i < kRows; ++i) {
-        const Vec<float> x = part_of(a[i]);
-#pragma GCC unroll 4
-        for (int j = 0; j < kCols; ++j) {
-          Vec<float>& sum = sums[i * kCols + j];
-          sum = Math::multiply_add(x, columns[j], sum);
-        }
-      }
-    };
-    const int64_t next = min_of(col + kCols, params_.n),
-                  num_next = min_of(next + kCols, params_.n) - next;
-    const int64_t block = row / kRows, blocks = (params_.m + kRows - 1) / kRows;
-    const int64_t next_begin = next + num_next * block / blocks;
-    const int64_t next_end = next + num_next * (block + 1) / blocks;
-    int64_t p = 0;
-    for (; p + kLanes<float> <= params_.k; p += kLanes<float>) {
-      for (int64_t i = next_begin; i < next_end; ++i)
-        __builtin_prefetch(vector_of(params_.b, i) + p);
-      add([&](const float* x) { return load(x + p); });
-    }
-    if (p < params_.k) {
-      add([&](const float* x) {
-        float part[kLanes<float>] = {};
-        std::memcpy(part, x + p, static_cast<size_t>(params_.k - p) * sizeof(float));
-        return load(part);
-      });
-    }
-    float totals[kLanes<float>];
-    store(totals, reduce_rows<float>(sums, [](Vec<float> x, Vec<float> y) { return x + y; }));
-    for (int i = 0; i < rows; ++i) {
-      float* c = static_cast<float*>(params_.c.data) + (row + i) * params_.c.row_stride + col;
-      for (int j = 0; j < cols; ++j) {
-        const float bias = params_.bias == nullptr ? 0.0f : params_.bias[col + j];
-        c[j] = (params_.accumulate ? c[j] : bias) + totals[i * kCols + j];
-      }
-    }
-  }
-
-  // A row of a or a column of b.
-  static const float* vector_of(const MatrixRef& matrix, int64_t i) {
-    return static_cast<const float*>(matrix.data) + i * matrix.row_stride;
-  }
-
-  const MatmulParams& params_;
-};
-
 int64_t count_of(int64_t size, int64_t chunk) { return (size + chunk - 1) / chunk; }
 
 }  // namespace
 
 void matmul(const MatmulParams& params) {
   if (params.m == 0 || params.n == 0) return;
-  if (FewRows::serves(params)) {
-    constexpr int64_t kCols = FewRows::kColsOfUnit;
-    parallel_for(count_of(params.n, kCols), params.num_threads, /*scratch_bytes=*/1,
-                 [&](int64_t unit, void* /*block*/) {
-                   FewRows(params).run(unit * kCols, min_of((unit + 1) * kCols, params.n));
-                 });
-    return;
-  }
+  if (FewRows::serves(params)) return FewRows(params).run();
   int64_t chunk_m = kMaxChunk, chunk_n = kMaxChunk;
   while (count_of(params.m, chunk_m) * count_of(params.n, chunk_n) < 4 * params.num_threads &&
          chunk_m + chunk_n > 2 * kMinChunk) {
