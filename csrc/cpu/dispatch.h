@@ -30,10 +30,11 @@ void set_instruction_set(const std::string& name);
 // Whether matmul above is faster than what torch calls: on AMD CPUs, whose AVX-512 the Math Kernel
 // Library leaves unused.
 bool prefers_own_matmul();
-// Up to so many rows a linear layer's product is not worth packing its weights, and is bound by
-// reading them. Beside torch's, in and out of the caches: 1.4 to 1.8 times as fast for 4 rows, 1.0
-// to 1.5 for 12, 0.9 to 1.3 for 24, 0.8 to 1.3 for 64 (Zen 4, one thread, 2026-11-30).
-constexpr int64_t kFewRows = 24;
+// Up to so many rows of a linear layer, packing the weights takes longer than it saves, and matmul
+// reads them where they lie. Inference on one text, against torch's product: with 12 tokens 1.2 to
+// 1.5 times as fast, 24: 1.2 to 1.4, 48: 1.1 to 1.3, 90: 1.03 to 1.15 (BERT of width 384 on one and
+// two threads, of 768 on one; Zen 4, 2026-11-30).
+constexpr int64_t kFewRows = 95;
 
 // Memory of the calling thread, kept for its next call; aligned to a cache line. Null if none.
 void* thread_scratch(size_t bytes);

@@ -375,7 +375,7 @@ def prefers_own_matmul() -> bool:
 
 def few_rows() -> int:
     """Returns up to how many rows :func:`matmul` serves linear layers without packing weights."""
-    return int(_C.CPU_FEW_ROWS)
+    return 0 if _C is None else int(_C.CPU_FEW_ROWS)
 
 
 def matmul(

@@ -3,7 +3,7 @@
 On AMD CPUs with AVX-512, torch's float32 matrix product takes a path of half the vector width: 106
 to 112 of 256 GFLOP/s on one core at the shapes of MiniLM's and BERT-base's layers, forward and
 backward; our own product reaches 207 to 234 (Zen 5, torch 2.13, 2026-11-23). Without gradients it
-serves a few rows as well, as of one short text. Elsewhere, and for every other dtype, torch's own
+serves few rows as well, as of one short text. Elsewhere, and for every other dtype, torch's own
 product runs.
 """
 
@@ -20,8 +20,6 @@ from fastattn.backends import cpu
 from fastattn.ops.calls import is_plain_call, is_transforming
 from fastattn.ops.tangents import has_tangents
 
-# Below this many rows packing the weights costs more than the faster product gains.
-_MIN_ROWS = 96
 # A single row is a product with a vector, at which torch is as fast.
 _LEAST_ROWS = 2
 
@@ -58,7 +56,7 @@ def linears(
     """
     given = [bias for bias in biases if bias is not None]
     parameters = [*weights, *given]
-    if _has_rows(x, weights[0]):
+    if _has_many_rows(x, weights[0]):
         if len(given) in (0, len(weights)) and _is_ours(x, parameters):
             return tuple(torch.ops.fastattn.linears(x, list(weights), given))
     elif (
@@ -74,18 +72,17 @@ def linears(
     return tuple([F.linear(x, w, b) for w, b in zip(weights, biases, strict=True)])
 
 
-def _has_rows(x: Tensor, weight: Tensor) -> bool:
-    """Whether there are enough rows for our product to be the faster one.
+def _has_many_rows(x: Tensor, weight: Tensor) -> bool:
+    """Whether there are enough rows for our product to be faster, and its gradients as well.
 
     A graph that is compiled serves batches of all sizes, and mostly large ones.
     """
-    return torch.compiler.is_compiling() or x.numel() >= _MIN_ROWS * weight.shape[-1]
+    return torch.compiler.is_compiling() or x.numel() > cpu.few_rows() * weight.shape[-1]
 
 
 def _has_few_rows(x: Tensor, weight: Tensor) -> bool:
-    """Whether there are so few rows that our product does not pack the weights."""
-    columns = weight.shape[-1]
-    return _LEAST_ROWS * columns <= x.numel() <= cpu.few_rows() * columns
+    """Whether our product does not pack the weights; the gradients' products would."""
+    return x.numel() >= _LEAST_ROWS * weight.shape[-1]
 
 
 def _needs_gradient(*tensors: Tensor) -> bool:

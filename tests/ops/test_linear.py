@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from fastattn.backends import cpu
-from fastattn.ops import linear as op
 from fastattn.ops.linear import linear, linears
 
 pytestmark = pytest.mark.skipif(
@@ -15,14 +14,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 SHAPES = [(1, 1, 1), (48, 32, 192), (49, 33, 193), (97, 384, 50), (385, 400, 7), (130, 97, 400)]
-FEW_ROWS = [(2, 3, 5), (5, 4, 16), (7, 35, 37), (12, 64, 64), (24, 97, 130)]
+FEW_ROWS = [(2, 3, 5), (5, 4, 16), (7, 35, 37), (12, 64, 64), (24, 97, 130), (95, 33, 100)]
 
 
 @pytest.fixture
 def ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our product, on whatever CPU the tests run."""
     monkeypatch.setattr(cpu, "prefers_own_matmul", lambda: True)
-    monkeypatch.setattr(op, "_MIN_ROWS", 1)
+    monkeypatch.setattr(cpu, "few_rows", lambda: 0)
 
 
 def assert_close(
@@ -94,7 +93,7 @@ def test_several_on_one_input(ours, with_bias, used, frozen) -> None:
             assert_close(ours, torchs, truth)
 
 
-@pytest.mark.parametrize(("rows", "is_ours"), [(1, False), (2, True), (24, True), (25, False)])
+@pytest.mark.parametrize(("rows", "is_ours"), [(1, False), (2, True), (95, True)])
 def test_few_rows_without_gradients(cpu_kernels, monkeypatch, rows, is_ours) -> None:
     """One short text in inference; with a gradient, and for more rows, torch's product runs."""
     monkeypatch.setattr(cpu, "prefers_own_matmul", lambda: True)
