@@ -2,9 +2,9 @@
 
 On AMD CPUs with AVX-512, torch's float32 matrix product takes a path of half the vector width: 106
 to 112 of 256 GFLOP/s on one core at the shapes of MiniLM's and BERT-base's layers, forward and
-backward; our own product reaches 207 to 234 (Zen 5, torch 2.13, 2026-11-23). Without gradients it
-serves few rows as well, as of one short text. Elsewhere, and for every other dtype, torch's own
-product runs.
+backward; our own product reaches 207 to 234 (Zen 5, torch 2.13, 2026-11-23). Few rows, as of one
+short text, have a kernel of their own in the forward pass. Elsewhere, and for every other dtype,
+torch's own product runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastattn.backends import cpu
-from fastattn.ops.calls import is_plain_call, is_transforming
+from fastattn.ops.calls import is_plain_call, is_transforming, past_functorch
 from fastattn.ops.tangents import has_tangents
 
 # A single row is a product with a vector, at which torch is as fast.
@@ -59,13 +59,10 @@ def linears(
     if _has_many_rows(x, weights[0]):
         if len(given) in (0, len(weights)) and _is_ours(x, parameters):
             return tuple(torch.ops.fastattn.linears(x, list(weights), given))
-    elif (
-        _has_few_rows(x, weights[0])
-        and not _needs_gradient(x, *parameters)
-        and _is_ours(x, parameters)
-        and is_plain_call(x, *parameters)
-    ):
-        return tuple([_product(x, w, b) for w, b in zip(weights, biases, strict=True)])
+    elif _has_few_rows(x, weights[0]) and _is_ours(x, parameters) and is_plain_call(x, *parameters):
+        # The same bits with gradients and without: checkpointing computes an output in both ways.
+        product = _product_with_gradients if _needs_gradient(x, *parameters) else _product
+        return tuple([product(x, w, b) for w, b in zip(weights, biases, strict=True)])
     # torch has no autocast for tensors without data, and says so by raising.
     if x.dtype == torch.float32 and not x.is_meta and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -73,7 +70,7 @@ def linears(
 
 
 def _has_many_rows(x: Tensor, weight: Tensor) -> bool:
-    """Whether there are enough rows for our product to be faster, and its gradients as well.
+    """Whether there are enough rows for our products to be faster, those of gradients as well.
 
     A graph that is compiled serves batches of all sizes, and mostly large ones.
     """
@@ -81,7 +78,7 @@ def _has_many_rows(x: Tensor, weight: Tensor) -> bool:
 
 
 def _has_few_rows(x: Tensor, weight: Tensor) -> bool:
-    """Whether our product does not pack the weights; the gradients' products would."""
+    """Whether our product of few rows is faster than torch's."""
     return x.numel() >= _LEAST_ROWS * weight.shape[-1]
 
 
@@ -159,6 +156,33 @@ def _matmul_sum(a: list[Tensor], b: list[Tensor]) -> Tensor:
     for index, (left, right) in enumerate(zip(a, b, strict=True)):
         cpu.matmul(total, left, right, accumulate=index > 0)
     return total
+
+
+class _FewRows(torch.autograd.Function):
+    """Our product, with gradients by torch's: ours would pack the weights for them."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _ = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = dout.flatten(0, -2)
+        return (
+            (rows @ weight).view(x.shape) if needs_x else None,
+            rows.T @ x.flatten(0, -2) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
+        )
+
+
+_product_with_gradients = past_functorch(_FewRows)
 
 
 def _linears_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:

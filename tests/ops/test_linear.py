@@ -94,26 +94,45 @@ def test_several_on_one_input(ours, with_bias, used, frozen) -> None:
 
 
 @pytest.mark.parametrize(("rows", "is_ours"), [(1, False), (2, True), (95, True)])
-def test_few_rows_without_gradients(cpu_kernels, monkeypatch, rows, is_ours) -> None:
-    """One short text in inference; with a gradient, and for more rows, torch's product runs."""
+def test_few_rows(cpu_kernels, monkeypatch, rows, is_ours) -> None:
+    """One short text: the same bits with gradients and without."""
     monkeypatch.setattr(cpu, "prefers_own_matmul", lambda: True)
     calls = []
     matmul = cpu.matmul
     monkeypatch.setattr(cpu, "matmul", lambda *x, **y: (calls.append(x), matmul(*x, **y)))
-    x, bias = torch.randn(1, rows, 70), torch.randn(50)
-    weights = [torch.randn(50, 70, requires_grad=True), torch.randn(30, 70, requires_grad=True)]
-    with_gradients = linears(x, weights, (bias, None))
-    assert not calls and with_gradients[0].requires_grad
+    inputs = [torch.randn(size) for size in ((1, rows, 70), (50, 70), (30, 70), (50,))]
+    inputs = [x.requires_grad_() for x in inputs]
+    douts = [torch.randn(1, rows, 50), torch.randn(1, rows, 30)]
+
+    def results(linears, x, w1, w2, bias):
+        outputs = linears(x, (w1, w2), (bias, None))
+        loss = sum((out * dout).sum() for out, dout in zip(outputs, douts, strict=True))
+        return outputs + torch.autograd.grad(loss, (x, w1, w2, bias))
+
+    def torchs_linears(x, weights, biases):
+        return tuple(F.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
+
+    ours = results(linears, *inputs)
+    torchs = results(torchs_linears, *inputs)
+    truths = results(torchs_linears, *(x.detach().double().requires_grad_() for x in inputs))
+    for mine, theirs, truth in zip(ours, torchs, truths, strict=True):
+        assert_close(mine, theirs, truth, factor=3)
     with torch.no_grad():
-        without = linears(x, weights, (bias, None))
+        without = linears(inputs[0], inputs[1:3], (inputs[3], None))
     with torch.inference_mode():
-        inferred = linears(x.clone(), weights, (bias, None))
-    assert len(calls) == (4 if is_ours else 0)
-    for ours, again, torchs, w, b in zip(
-        without, inferred, with_gradients, weights, (bias, torch.zeros(30)), strict=True
-    ):
-        assert torch.equal(ours, again) and not ours.requires_grad
-        assert_close(ours, torchs, x.double() @ w.double().T + b.double())
+        inferred = linears(inputs[0].clone(), inputs[1:3], (inputs[3], None))
+    for mine, again, once_more in zip(ours[:2], without, inferred, strict=True):
+        assert torch.equal(mine, again) and torch.equal(mine, once_more)
+        assert not again.requires_grad
+    assert len(calls) == (6 if is_ours else 0)
+
+
+def test_few_rows_and_frozen_weights(monkeypatch) -> None:
+    monkeypatch.setattr(cpu, "prefers_own_matmul", lambda: True)
+    x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(6, 8)
+    linear(x, weight, torch.randn(6, requires_grad=True)).sum().backward()
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(5, 8))
+    assert weight.grad is None
 
 
 def test_few_rows_in_the_hands_of_torch(monkeypatch) -> None:
@@ -129,7 +148,10 @@ def test_few_rows_in_the_hands_of_torch(monkeypatch) -> None:
     torch.testing.assert_close(mapped[:, 0], x @ weight.T)
 
 
-def test_second_derivative(ours) -> None:
+@pytest.mark.parametrize("few_rows", [0, 95])
+def test_second_derivative(monkeypatch, few_rows) -> None:
+    monkeypatch.setattr(cpu, "prefers_own_matmul", lambda: True)
+    monkeypatch.setattr(cpu, "few_rows", lambda: few_rows)
     inputs = [torch.randn(20, 16, requires_grad=True), torch.randn(24, 16, requires_grad=True)]
     exact = [t.detach().double().requires_grad_() for t in inputs]
 
