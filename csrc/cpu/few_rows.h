@@ -1,13 +1,12 @@
 // c = a @ op(b) (+ bias or c) for few rows of a, where columns of op(b) lie along the depth: a
-// linear layer on one short text.
+// linear layer on one short text. Such a column is a row of b in memory.
 //
 // Packing b would take longer than its products, so it is read where it lies, and each number of c
 // is the sum of kLanes partial sums. The time is that of reading b: while some of its columns are
 // multiplied, each block of rows prefetches its share of those that come next.
 #pragma once
 
-#include "cpu/numbers.h"
-#include "cpu/parallel.h"
+#include "cpu/elementwise.h"
 
 namespace fastattn::cpu::FASTATTN_CPU_ISA {
 
@@ -42,18 +41,22 @@ class FewRows {
   void multiply(int64_t row, int64_t col) const {
     // What the last block lacks is its last row or column again, whose sums are not stored.
     const float *a[kRows], *b[kCols];
-    for (int i = 0; i < kRows; ++i) a[i] = vector_of(params_.a, min_of(row + i, params_.m - 1));
-    for (int j = 0; j < kCols; ++j) b[j] = vector_of(params_.b, min_of(col + j, params_.n - 1));
+    for (int i = 0; i < kRows; ++i) {
+      a[i] = row_of<const float>(params_.a, min_of(row + i, params_.m - 1));
+    }
+    for (int j = 0; j < kCols; ++j) {
+      b[j] = row_of<const float>(params_.b, min_of(col + j, params_.n - 1));
+    }
     Vec<float> sums[kLanes<float>];
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<float>; ++i) sums[i] = splat(0.0f);
-    const auto add = [&](const auto& part_of) {
+    const auto add = [&](int64_t p, auto lanes) {
       Vec<float> columns[kCols];
 #pragma GCC unroll 4
-      for (int j = 0; j < kCols; ++j) columns[j] = part_of(b[j]);
+      for (int j = 0; j < kCols; ++j) columns[j] = load_lanes<float>(b[j] + p, lanes);
 #pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) {
-        const Vec<float> x = part_of(a[i]);
+        const Vec<float> x = load_lanes<float>(a[i] + p, lanes);
 #pragma GCC unroll 4
         for (int j = 0; j < kCols; ++j) {
           Vec<float>& sum = sums[i * kCols + j];
@@ -65,17 +68,11 @@ class FewRows {
     int64_t p = 0;
     for (; p + kLanes<float> <= params_.k; p += kLanes<float>) {
       for (int64_t j = ahead.begin; j < ahead.end; ++j) {
-        __builtin_prefetch(vector_of(params_.b, j) + p);
+        __builtin_prefetch(row_of<const float>(params_.b, j) + p);
       }
-      add([&](const float* x) { return load(x + p); });
+      add(p, Int<kLanes<float>>{});
     }
-    if (p < params_.k) {
-      add([&](const float* x) {
-        float part[kLanes<float>] = {};
-        std::memcpy(part, x + p, static_cast<size_t>(params_.k - p) * sizeof(float));
-        return load(part);
-      });
-    }
+    if (p < params_.k) add(p, static_cast<int>(params_.k - p));
     float totals[kLanes<float>];
     store(totals, reduce_rows<float>(sums, [](Vec<float> x, Vec<float> y) { return x + y; }));
     store_block(totals, row, col);
@@ -91,17 +88,12 @@ class FewRows {
 
   void store_block(const float* totals, int64_t row, int64_t col) const {
     for (int64_t i = 0; i < min_of<int64_t>(kRows, params_.m - row); ++i) {
-      float* c = static_cast<float*>(params_.c.data) + (row + i) * params_.c.row_stride + col;
+      float* c = row_of<float>(params_.c, row + i) + col;
       for (int64_t j = 0; j < min_of<int64_t>(kCols, params_.n - col); ++j) {
         const float bias = params_.bias == nullptr ? 0.0f : params_.bias[col + j];
         c[j] = (params_.accumulate ? c[j] : bias) + totals[i * kCols + j];
       }
     }
-  }
-
-  // A row of a, or a column of op(b).
-  static const float* vector_of(const MatrixRef& matrix, int64_t i) {
-    return static_cast<const float*>(matrix.data) + i * matrix.row_stride;
   }
 
   const MatmulParams& params_;

@@ -390,6 +390,8 @@ def matmul(
 ) -> None:
     """Fills c, (m, n) float32, with op(a) @ op(b) + bias, where op transposes or not.
 
+    The rows of a may be those of several dimensions.
+
     With ``accumulate`` the product is added to c; there is no bias then.
     """
     a, b = _as_rows(a), _as_rows(b)

@@ -143,10 +143,14 @@ def plain_or(otherwise: Callable[..., Any], function: Any) -> Callable[..., Any]
         tensors = [x for x in args if isinstance(x, Tensor)]
         if not is_plain_call(*tensors):
             return otherwise(*args)
-        differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-        return apply(*args) if differentiable else function.forward(*args)
+        return apply(*args) if needs_gradient(*tensors) else function.forward(*args)
 
     return call
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd has to record what is computed from some tensors."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def past_functorch(function: Any) -> Any:

@@ -17,7 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastattn.backends import cpu
-from fastattn.ops.calls import is_plain_call, is_transforming, past_functorch
+from fastattn.ops.calls import (
+    is_plain_call,
+    is_transforming,
+    needs_gradient,
+    past_functorch,
+)
 from fastattn.ops.tangents import has_tangents
 
 # A single row is a product with a vector, at which torch is as fast.
@@ -61,7 +66,7 @@ def linears(
             return tuple(torch.ops.fastattn.linears(x, list(weights), given))
     elif _has_few_rows(x, weights[0]) and _is_ours(x, parameters) and is_plain_call(x, *parameters):
         # The same bits with gradients and without: checkpointing computes an output in both ways.
-        product = _product_with_gradients if _needs_gradient(x, *parameters) else _product
+        product = _product_with_gradients if needs_gradient(x, *parameters) else _product
         return tuple([product(x, w, b) for w, b in zip(weights, biases, strict=True)])
     # torch has no autocast for tensors without data, and says so by raising.
     if x.dtype == torch.float32 and not x.is_meta and torch.is_autocast_enabled(x.device.type):
@@ -80,10 +85,6 @@ def _has_many_rows(x: Tensor, weight: Tensor) -> bool:
 def _has_few_rows(x: Tensor, weight: Tensor) -> bool:
     """Whether our product of few rows is faster than torch's."""
     return x.numel() >= _LEAST_ROWS * weight.shape[-1]
-
-
-def _needs_gradient(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _is_ours(x: Tensor, parameters: Sequence[Tensor]) -> bool:
@@ -112,8 +113,12 @@ torch.library.define(
 torch.library.define("fastattn::matmul_sum", "(Tensor[] a, Tensor[] b) -> Tensor")
 
 
+def _empty_output(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
 def _empty_outputs(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> list[Tensor]:
-    return [x.new_empty(*x.shape[:-1], weight.shape[0]) for weight in weights]
+    return [_empty_output(x, weight) for weight in weights]
 
 
 def _empty_product(a: Tensor, b: Tensor, a_transposed: bool, b_transposed: bool) -> Tensor:
@@ -138,8 +143,8 @@ def _linears(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> list[Ten
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out = x.new_empty(*x.shape[:-1], weight.shape[0])
-    cpu.matmul(out.flatten(0, -2), x.flatten(0, -2), weight, bias, b_transposed=True)
+    out = _empty_output(x, weight)
+    cpu.matmul(out.flatten(0, -2), x, weight, bias, b_transposed=True)
     return out
 
 
