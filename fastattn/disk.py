@@ -1,4 +1,4 @@
-"""What a disk refuses: where nothing can be written, and errors that mean it is full."""
+"""Files written whole, and what a disk refuses: places, and what it has no room for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ _RUST = re.compile(r"\(os error (\d+)\)")  # as safetensors ends its messages
 _SQLITE = ("disk is full", "disk I/O error", "readonly")
 # torch.save's archive names no cause.
 _TORCH = ("PytorchStreamWriter failed", "unexpected pos")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file in one move: it is never half there, and an older one stays until then."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def refusal(error: BaseException) -> str | None:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -196,12 +195,10 @@ def last_committed(result: dict[str, Any]) -> Path:
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    """Writes a result file, and the folder it lies in. An older one stays until this is whole."""
+    """Writes a result file, and the folder it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_rounded(result), indent=1, ensure_ascii=False)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    disk.write_whole(path, text + "\n")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class OutputFolder:
 
     def check_room(self, num_bytes: int) -> None:
         """Raises a ValueError unless a run that starts afresh has room for ``num_bytes``."""
-        dropped = [file for entry in self._checkpoints() for file in entry.rglob("*")]
+        dropped = [file for entry in self._checkpoint_folders() for file in entry.rglob("*")]
         room = disk.free_bytes(self.path) + sum(file.lstat().st_size for file in dropped)
         if room < num_bytes:
             raise ValueError(
@@ -106,10 +106,14 @@ class OutputFolder:
     def last_checkpoint(self) -> Path | None:
         """Returns the newest checkpoint that was written to its end."""
         # The Trainer writes this file last; without all of it the run was killed meanwhile.
-        whole = [entry for entry in self._checkpoints() if _read_json(entry / "trainer_state.json")]
+        whole = [
+            entry
+            for entry in self._checkpoint_folders()
+            if _read_json(entry / "trainer_state.json")
+        ]
         return max(whole, key=lambda entry: int(entry.name.split("-")[1]), default=None)
 
-    def _checkpoints(self) -> list[Path]:
+    def _checkpoint_folders(self) -> list[Path]:
         """The folders of all checkpoints, whole or not."""
         if not self.checkpoints.is_dir():
             return []
@@ -164,7 +168,7 @@ class OutputFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if resume:
             return
-        for entry in self._checkpoints():
+        for entry in self._checkpoint_folders():
             shutil.rmtree(entry)
         for entry in (self.path / TENSORBOARD).glob("events.out.tfevents.*"):
             entry.unlink()
@@ -180,10 +184,8 @@ class OutputFolder:
                     shutil.rmtree(run.parent)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Writes a file in one move, so that it is never half there."""
-        partial = self.path / f".{name}.partial"
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, self.path / name)
+        """Writes a file of the folder, whole."""
+        disk.write_whole(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def save(self, write: Callable[[Path], None], replaced: list[str]) -> list[str]:
         """Saves what ``write`` puts into a folder; returns the names of the files.
